@@ -68,6 +68,7 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/conversion.py --out benchmarks/results
 	$(BIN)/python benchmarks/extraction.py --out benchmarks/results
 	$(BIN)/python benchmarks/serving.py --out benchmarks/results
+	$(BIN)/python benchmarks/scale.py --out benchmarks/results
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py --out benchmarks/results

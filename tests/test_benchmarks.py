@@ -43,10 +43,14 @@ ARGUMENTS = {
     "serving": (
         "--size tiny --images 30 --steps 2 --clients 5 --questions 2 --documents 1 --rounds 2 --width 90 --height 60"
     ),
+    "scale": (
+        "--examples 20000000 --world-size 2 --batch-size 4 --sorted-together 2 --batches 2 --lists 1000 --images 50 "
+        "--captions 20 --state-mib 1 --repeats 1"
+    ),
     "startup": "--images 60 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --repeats 1",
 }
 WITH_TRANSFORMERS = {"gpu", "needed", "pretraining", "vqa_training", "vqa_inference", "step_memory"}
-SHARED = {"measuring", "drawn_data", "sides", "steps", "transformers_sides", "dense_sides"}
+SHARED = {"measuring", "scale_tables", "drawn_data", "sides", "steps", "transformers_sides", "dense_sides"}
 """Modules of the folder that are no scripts."""
 
 

@@ -104,7 +104,7 @@ def load_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ConfigError(f"no configuration file {path}. Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import collections
 import io
+import math
+import mmap
 import pickle
+import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,32 +21,73 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from visling import damage
 from visling.errors import DataError
+from visling.pickle_length import find_end
 
-_BUILTINS = frozenset({
-    "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "set", "slice", "str",
-    "tuple",
-})  # fmt: skip
 
-_PYTHON2 = {"unicode": str, "long": int, "object": object, "xrange": range}
+def _convert(kind: Callable[..., Any], *sources: type) -> Callable[..., Any]:
+    """A constructor that only converts what a pickle holds: `bytearray(10**12)` and `list(range(10**12))` would fill
+    the memory, `str` of a list of lists of lists too."""
+
+    def convert(*arguments: Any) -> Any:
+        if arguments and not isinstance(arguments[0], sources):
+            raise pickle.UnpicklingError(f"it makes a {kind.__name__} of a {type(arguments[0]).__name__}")
+        return kind(*arguments)
+
+    return convert
+
+
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_TEXTS = (str, bytes, bytearray)
+_BUILTINS: Mapping[str, Any] = {
+    **{kind.__name__: kind for kind in (bool, complex, float, int, slice)},
+    **{kind.__name__: _convert(kind, *_CONTAINERS) for kind in (dict, frozenset, list, set, tuple)},
+    **{kind.__name__: _convert(kind, *_TEXTS) for kind in (bytearray, bytes)},
+    "str": _convert(str, *_TEXTS, bool, int, float),
+    "unicode": _convert(str, *_TEXTS, bool, int, float),
+    "long": int,
+    "object": object,
+    "xrange": range,
+}
+"""Names of Python 2 and 3."""
+
+
+class _CheckedArray(np.ndarray[Any, Any]):
+    """An array of a pickle, whose numbers must be there before there is room made for them."""
+
+    def __new__(cls, *_: Any) -> _CheckedArray:
+        raise pickle.UnpicklingError("it makes an array without numbers")
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, _, content = state
+        held = len(content) if dtype.hasobject else len(content) // max(dtype.itemsize, 1)
+        if math.prod(shape) > held:
+            raise ValueError(f"it has an array of shape {shape} with {held} entries")
+        super().__setstate__(state)  # type: ignore[misc]
+
+
+def _begin_array(*_: Any) -> Any:
+    """An empty array, which gets its shape and its numbers next."""
+    return np._core.multiarray._reconstruct(_CheckedArray, (0,), b"b")  # type: ignore[attr-defined]
+
+
+def _make_scalar(dtype: Any, content: Any) -> Any:
+    return np._core.multiarray.scalar(dtype, content)  # type: ignore[attr-defined]
+
 
 _NUMPY = {
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "ndarray"): _CheckedArray,
     ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    ("numpy.core.multiarray", "_reconstruct"): _begin_array,
     ("numpy.core.numeric", "_frombuffer"): np._core.numeric._frombuffer,  # type: ignore[attr-defined]
-    ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    ("numpy.core.multiarray", "scalar"): _make_scalar,
 }
 
 
 _LARGEST_MEMBER = 1 << 28
-"""Most bytes of one array in a .npz file, which holds one image: a hundred times what the released ones have."""
-
-_UNREADABLE = (
-    pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
-    MemoryError,
-)  # fmt: skip
-"""What decoding of a damaged pickle or array raises."""
+"""Most bytes that all arrays in a .npz file unpack to, or its own size, if that is more: a hundred times what the
+released files of one image have."""
 
 
 class _Refusal(pickle.UnpicklingError):
@@ -73,13 +116,10 @@ class _RestrictedUnpickler(pickle.Unpickler):
         """
         if (module, name) in self._names:
             return self._names[module, name]
-        if module in ("builtins", "__builtin__"):
-            if name in _BUILTINS:
-                return getattr(__import__("builtins"), name)
-            if name in _PYTHON2:
-                return _PYTHON2[name]
+        if module in ("builtins", "__builtin__") and name in _BUILTINS:
+            return _BUILTINS[name]
         if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
+            return _make_ordered
         if (module, name) == ("_codecs", "encode"):
             return _encode
         numpy_name = (module.replace("numpy._core", "numpy.core"), name)
@@ -91,6 +131,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if self._load_persistent is None:
             raise pickle.UnpicklingError("it refers to data outside of itself")
         return self._load_persistent(pid)
+
+
+_make_ordered = _convert(collections.OrderedDict, *_CONTAINERS)
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -131,9 +174,46 @@ def load_pickle(
     Raises:
         DataError: as `read_pickle`.
     """
-    stream = io.BytesIO(file) if isinstance(file, bytes) else file
     with _explain_damage(place, "is not read"):
-        return _RestrictedUnpickler(stream, encoding, names or {}, load_persistent).load()
+        return decode(file, encoding, names, load_persistent)
+
+
+def decode(
+    file: BinaryIO | bytes,
+    encoding: str = "latin1",
+    names: Mapping[tuple[str, str], Any] | None = None,
+    load_persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """As `load_pickle`, with the errors of the decoder.
+
+    Raises:
+        UnpicklingError, and others of `damage.PICKLE`.
+    """
+    content = cut_pickle(file)
+    loaded = _RestrictedUnpickler(io.BytesIO(content), encoding, {} if names is None else names, load_persistent).load()
+    return loaded.view(np.ndarray) if isinstance(loaded, _CheckedArray) else loaded
+
+
+def cut_pickle(file: BinaryIO | bytes) -> bytes:
+    """The bytes of the next pickle, behind which an open file then stands.
+
+    Raises:
+        UnpicklingError: see `find_end`.
+    """
+    if isinstance(file, bytes):
+        return file[: find_end(file)]
+    start = file.tell()
+    try:
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # no file but a stream in memory; or an empty file
+        content = file.read()
+        end = find_end(content)
+        file.seek(start + end)
+        return content[:end]
+    with whole:
+        end = find_end(whole, start)
+        file.seek(end)
+        return whole[start:end]
 
 
 def read_object_array(path: Path) -> list[Any]:
@@ -168,11 +248,14 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         try:
             with zipfile.ZipFile(file) as archive:
                 arrays = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                most = max(_LARGEST_MEMBER, path.stat().st_size)
                 for member in arrays:
-                    if member.file_size > _LARGEST_MEMBER:
+                    if member.file_size > most:
                         raise ValueError(f"{member.filename} unpacks to {member.file_size} bytes")
+                if (size := sum(member.file_size for member in arrays)) > most:
+                    raise ValueError(f"its arrays unpack to {size} bytes")
                 contents = {member.filename: archive.read(member) for member in arrays}
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        except damage.ZIP as error:
             raise DataError(f"{path} is not a file of arrays that can be read: {error}. Download it again.") from error
     return {
         name.removesuffix(".npy"): _load_array(io.BytesIO(content), f"{path}, {name}")
@@ -184,17 +267,36 @@ def _load_array(file: BinaryIO, place: str) -> NDArray[Any]:
     """The array of an open .npy file."""
     with _explain_damage(place, "is not an array that can be read"):
         start = file.tell()
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        size = file.seek(0, io.SEEK_END) - start
+        file.seek(start)
+        shape, dtype = _read_array_header(file, size)
+        if dtype.hasobject:
+            array = decode(file)
+            if not isinstance(array, np.ndarray) or array.shape != shape:
+                raise ValueError(f"its header says shape {shape}, its content is another")
+            return array
+        needed, there = math.prod(shape) * dtype.itemsize, start + size - file.tell()
+        if needed > there:
+            raise ValueError(f"its header says shape {shape} of {dtype}, {needed} bytes, of which it has {there}")
+        file.seek(start)
+        plain: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return plain
+
+
+def _read_array_header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type that a .npy file of `size` bytes says it has."""
+    version = np.lib.format.read_magic(file)
+    if version == (2, 0):
+        at = file.tell()
+        if int.from_bytes(file.read(4), "little") > size:
+            raise ValueError("its header is longer than the file")
+        file.seek(at)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
         shape, _, dtype = read_header[version](file)
-        if not dtype.hasobject:
-            file.seek(start)
-            plain: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-            return plain
-        array = _RestrictedUnpickler(file, "latin1", {}, None).load()
-        if not isinstance(array, np.ndarray) or array.shape != shape:
-            raise ValueError(f"its header says shape {shape}, its content is another")
-        return array
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise ValueError(f"its header is damaged ({error})") from error
+    return shape, dtype
 
 
 @contextmanager
@@ -218,5 +320,5 @@ def _explain_damage(place: str, what: str) -> Iterator[None]:
             f"{place} {what}: {error}. Such a file could execute code when it is unpickled, so it is refused; "
             "get it from its authors, and do not open it with other programs."
         ) from error
-    except _UNREADABLE as error:
+    except damage.PICKLE as error:
         raise DataError(f"{place} {what}: {str(error) or 'it is truncated'}. Download the file again.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import hashlib
 import importlib
 import os
 import platform
@@ -271,13 +272,24 @@ def process_group(processes: int = 1) -> Iterator[None]:
         with _explain_lost():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
             _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+            if not is_main():
+                _silence_output()
             try:
                 yield
                 # Nobody leaves while another still saves: a process that ends badly after this can harm nothing.
                 wait_for_all()
             finally:
                 _patient = None
+                _forget_spread_tensors()
                 dist.destroy_process_group()
+
+
+def _forget_spread_tensors() -> None:
+    """Let go of what keeps a group alive: models and optimisers of DTensors, which refer to each other in circles, and
+    what PyTorch remembers of their operations."""
+    gc.collect()
+    if "torch.distributed.tensor" in sys.modules:
+        importlib.import_module("torch.distributed.tensor.debug")._clear_sharding_prop_cache()
 
 
 @contextlib.contextmanager
@@ -295,6 +307,27 @@ def _explain_lost() -> Iterator[None]:
             "gone; its own message says why. What was saved is kept: give the same command again, with --resume if it "
             "trains or extracts; torchrun --max-restarts does so by itself."
         ) from error
+
+
+def _silence_output() -> None:
+    """Drop what this process prints from now on: the main one prints the same. Errors and warnings are still shown."""
+    sys.stdout.flush()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def is_first_to_say(message: str) -> bool:
+    """Whether no other process that torchrun started for this command, on any machine, has said this before: what all
+    refuse is said once, what one alone refuses is said, too."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or host is None or port is None:
+        return True
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        return store.add(f"visling/{attempt}/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+    except RuntimeError:  # the store is gone: it ends with torchrun on the first machine
+        return True
 
 
 def _end_with_parent() -> None:

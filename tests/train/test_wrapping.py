@@ -5,9 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+from visling import runtime
+from visling.errors import ConfigError
+from visling.train.config import TrainConfig
+from visling.train.log import read
+from visling.train.parallel import choose_compilation
 
 PROGRAM = str(Path(__file__).parent / "wrapped.py")
 
@@ -57,3 +65,19 @@ def test_spread_models_are_trained_alike(world: Any, recipe: str, processes: int
     """Every family, every optimiser, every way of clipping, batches together and one after the other."""
     changes = [*tiny(world, recipe), "train.optim.clip_norm=0.5", *(f"train.{setting}" for setting in settings)]
     assert run_processes(processes, "family", world.folder, recipe, "1e-5", *changes) == "equal\n"
+
+
+def test_one_process_has_nobody_to_share_with(toy: ModuleType, tmp_path: Path) -> None:
+    model, _ = toy.run(tmp_path / "spread", shard=True)
+    other, _ = toy.run(tmp_path / "whole")
+    events = [entry["message"] for entry in read(tmp_path / "spread" / "log.jsonl") if entry["kind"] == "event"]
+    assert sum("train.shard does nothing" in text for text in events) == 1
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def test_kernels_of_a_spread_model_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, device = TrainConfig(shard=True, compile="kernels"), torch.device("cpu")
+    assert choose_compilation(config, device, recordable=True) == "kernels"
+    monkeypatch.setattr(runtime, "world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"train\.shard"):
+        choose_compilation(config, device, recordable=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import hashlib
 import io
+import lzma
 import pickle
 import pickletools
+import re
 import shutil
-import struct
 import sys
 import tarfile
 import warnings
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +27,9 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from visling import damage
 from visling.errors import CheckpointError
+from visling.pickles import cut_pickle, decode
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the weights, next to other entries."""
@@ -43,6 +47,15 @@ saved object."""
 
 _WEIGHTS_IN_ARCHIVE = (".bin", ".pth", ".pt", ".th", ".safetensors")
 
+_PACKED: Mapping[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+"""First bytes of a compressed archive -> what unpacks it."""
+
+_LEAST_UNPACKED, _TIMES_UNPACKED = 1 << 26, 50
+"""Most bytes that an archive may unpack to: so many, or so many times its own size. Weights shrink by a tenth."""
+
+_STYLE = re.compile(r"\x1b\[\d*m")
+"""What sets letters of a message in bold."""
+
 
 def read(path: Path) -> dict[str, Tensor]:
     """All tensors of a released weight file, on the CPU, wrapper prefixes removed.
@@ -58,13 +71,16 @@ def read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return strip_wrappers(load_safetensors(path))
-        except SafetensorError as error:
+        except (SafetensorError, *damage.TORCH) as error:
             raise CheckpointError(f"{path} is not a whole safetensors file: {error}. Fetch it again.") from error
-    if tarfile.is_tarfile(path):
-        try:
-            return _read_archive(path)
-        except (tarfile.TarError, EOFError, zlib.error, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a whole archive: {_shorten(error)}. Fetch it again.") from error
+    with _open_archive(path) as archive:
+        if archive is not None:
+            try:
+                return _read_archive(archive, path)
+            except CheckpointError:
+                raise
+            except (SafetensorError, *damage.TAR) as error:
+                raise CheckpointError(f"{path} is not a whole archive: {_shorten(error)}. Fetch it again.") from error
     return strip_wrappers(_find_state_dict(_load_pickle(path, path), path))
 
 
@@ -93,37 +109,146 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(names, tensors.values(), strict=True))
 
 
-def _read_archive(path: Path) -> dict[str, Tensor]:
-    """The single weight file inside a .tar or .tar.gz archive; nothing is written to disk."""
-    with tarfile.open(path) as archive:
-        members = [
-            member for member in archive.getmembers() if member.isfile() and member.name.endswith(_WEIGHTS_IN_ARCHIVE)
-        ]
-        if len(members) != 1:
-            found = ", ".join(member.name for member in members) or "none"
-            raise CheckpointError(f"{path} should hold one weight file; found {found}. Unpack it and name the file.")
-        file = archive.extractfile(members[0])
-        assert file is not None
-        if members[0].name.endswith(".safetensors"):
-            return strip_wrappers(load_safetensors_bytes(file.read()))
-        return strip_wrappers(_find_state_dict(_load_pickle(file, path), path))
+class _SparingReader:
+    """An open file of which no more is asked for at once than an archive may hold: tarfile allocates what a header
+    claims before it looks whether it follows."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file, self._most = file, most
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int) -> bytes:
+        if size > self._most:
+            raise tarfile.ReadError(f"a member claims {size} bytes, more than {self._most}")
+        return self._file.read(size)
+
+
+@contextlib.contextmanager
+def _open_archive(path: Path) -> Iterator[tarfile.TarFile | None]:
+    """The tar archive that a file is, compressed or not; None if it is none."""
+    with path.open("rb") as file:
+        beginning = file.read(6)
+    unpack = next((opens for magic, opens in _PACKED.items() if beginning.startswith(magic)), None)
+    with path.open("rb") if unpack is None else unpack(path) as plain:
+        try:
+            archive = tarfile.open(fileobj=_SparingReader(plain, _count_allowed(path)), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
+        except damage.TAR:
+            archive = None
+        yield archive
+
+
+def _count_allowed(path: Path) -> int:
+    """Most bytes that a file may unpack to."""
+    return max(_LEAST_UNPACKED, _TIMES_UNPACKED * path.stat().st_size)
+
+
+def _read_archive(archive: tarfile.TarFile, path: Path) -> dict[str, Tensor]:
+    """The single weight file inside a tar archive; nothing is written to disk."""
+    members = [
+        member for member in archive.getmembers() if member.isfile() and member.name.endswith(_WEIGHTS_IN_ARCHIVE)
+    ]
+    if len(members) != 1:
+        found = ", ".join(member.name for member in members) or "none"
+        raise CheckpointError(f"{path} should hold one weight file; found {found[:500]}. Unpack it and name the file.")
+    if members[0].size > (most := _count_allowed(path)):
+        raise CheckpointError(
+            f"{path}: {members[0].name[:200]} unpacks to {members[0].size} bytes, more than {most}, "
+            f"{_TIMES_UNPACKED} times the archive. Unpack it yourself if you trust it, and name the file."
+        )
+    opened = archive.extractfile(members[0])
+    assert opened is not None
+    content = opened.read()
+    if members[0].name.endswith(".safetensors"):
+        return strip_wrappers(load_safetensors_bytes(content))
+    return strip_wrappers(_find_state_dict(_load_pickle(io.BytesIO(content), path), path))
 
 
 def _load_pickle(file: Path | IO[bytes], path: Path) -> Any:
     """Contents of a PyTorch file, by torch's weights-only reader; classes of other packages become inert stubs."""
     try:
+        _check_claims(file, path)
         stubs = _make_stubs(file) if isinstance(file, Path) else []
         with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
             # The reader stops by itself at what it does not support.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than weights, and reading it might run code ({_shorten(error)}). "
             "Get the weights as .safetensors, or save only its state dict where you trust the file."
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except damage.TORCH as error:
         raise CheckpointError(f"cannot read {path}: {_shorten(error)}. It may be truncated; fetch it again.") from error
+
+
+class _Inert:
+    """Stands for every class and function that a pickle names while its tensors are counted: takes anything, does
+    nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __call__(self, *_: Any, **__: Any) -> _Inert:
+        return self
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def add(self, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
+
+class _AnyName(Mapping[tuple[str, str], Any]):
+    """Every name -> `_Inert`."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __getitem__(self, name: tuple[str, str]) -> Any:
+        return _Inert
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _check_claims(file: Path | IO[bytes], path: Path) -> None:
+    """Refuse a PyTorch file whose tensors claim more numbers than the file has bytes: torch makes room for them before
+    it reads them.
+
+    Raises:
+        CheckpointError: it claims more, or its pickles are damaged.
+    """
+    claimed: dict[str, int] = {}
+
+    def count(reference: Any) -> _Inert:
+        _, _, key, _, numbers, *_ = reference
+        claimed[str(key)] = int(numbers)
+        return _Inert()
+
+    with file.open("rb") if isinstance(file, Path) else contextlib.nullcontext(file) as opened:
+        size = opened.seek(0, io.SEEK_END)
+        try:
+            for content in _list_pickles(opened):
+                decode(content, names=_AnyName(), load_persistent=count)
+        except damage.TORCH as error:
+            raise CheckpointError(
+                f"cannot read {path}: {_shorten(error)}. It may be truncated; fetch it again."
+            ) from error
+        opened.seek(0)
+    if (total := sum(claimed.values())) > size or min(claimed.values(), default=0) < 0:
+        raise CheckpointError(
+            f"cannot read {path}: its tensors claim {total} numbers, but it has {size} bytes. It is damaged; fetch it "
+            "again."
+        )
 
 
 def _make_stubs(path: Path) -> list[Any]:
@@ -154,24 +279,29 @@ def _find_classes(operations: Sequence[tuple[str, Any]]) -> list[str]:
 
 
 def _list_operations(path: Path) -> list[tuple[str, Any]]:
-    """Name and argument of every operation of the pickle inside a PyTorch file of any age; nothing is executed.
-    Empty if it is damaged."""
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_ZIP)) == _ZIP:
-                with zipfile.ZipFile(path) as archive:
-                    pickles = [
-                        archive.read(name) for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"
-                    ]
-                return [operation for content in pickles for operation in _parse_pickle(io.BytesIO(content))]
-            file.seek(0)
-            return [operation for _ in range(_LEGACY_PICKLES) for operation in _parse_pickle(file)]
-    except (OSError, ValueError, IndexError, UnicodeDecodeError, zipfile.BadZipFile, struct.error):
-        return []  # damaged: torch reports it when it reads the file
+    """Name and argument of every operation of the pickles inside a PyTorch file of any age; nothing is executed."""
+    with path.open("rb") as file:
+        return [
+            (operation.name, argument)
+            for content in _list_pickles(file)
+            for operation, argument, _ in pickletools.genops(content)
+        ]
 
 
-def _parse_pickle(file: IO[bytes]) -> list[tuple[str, Any]]:
-    return [(operation.name, argument) for operation, argument, _ in pickletools.genops(file)]
+def _list_pickles(file: IO[bytes]) -> Iterator[bytes]:
+    """The pickles inside a PyTorch file of any age: `data.pkl` of an archive, or what an older file begins with."""
+    file.seek(0)
+    if file.read(len(_ZIP)) == _ZIP:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if member.filename.rpartition("/")[2] == "data.pkl":
+                    if member.compress_type != zipfile.ZIP_STORED:
+                        raise ValueError("its data.pkl is compressed, which torch.save does not do")
+                    yield archive.read(member)
+        return
+    file.seek(0)
+    for _ in range(_LEGACY_PICKLES):
+        yield cut_pickle(file)
 
 
 class _Stub:
@@ -187,7 +317,7 @@ class _Stub:
 
 def _shorten(error: Exception) -> str:
     """First line of an error's message, or its kind where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return _STYLE.sub("", (str(error).splitlines() or [type(error).__name__])[0])[:200]
 
 
 def _find_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from visling.data.annotations.files import read_json
+from visling.data.annotations.files import Layout, plain_id, read_json
 from visling.data.answers import AnswerVocabulary
 from visling.errors import DataError
 
@@ -73,15 +74,24 @@ def read_table(path: str | Path, sources: Iterable[str] | None = None) -> Answer
             "Is it LXMERT's all_ans.json?"
         )
     wanted = None if sources is None else set(sources)
-    present = {source for entry in entries for source in entry.get("dsets", ())}
+    with Layout(path):
+        return _select_answers(entries, wanted, path)
+
+
+def _select_answers(entries: Sequence[Mapping[str, Any]], wanted: set[str] | None, path: Path) -> AnswerVocabulary:
+    """See `read_table`."""
+    present = {plain_id(source) for entry in entries for source in entry.get("dsets", ())}
     if wanted is not None and (unknown := sorted(wanted - present)):
         raise DataError(
             f"{path} has no answer of {', '.join(unknown)}; its data sets are {', '.join(sorted(present))}. "
             "Name some of these."
         )
-    return AnswerVocabulary(
-        [entry["ans"] for entry in entries if wanted is None or wanted.intersection(entry.get("dsets", ()))]
-    )
+    try:
+        return AnswerVocabulary(
+            [entry["ans"] for entry in entries if wanted is None or wanted.intersection(entry.get("dsets", ()))]
+        )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def build_table(labels: Iterable[Mapping[str, float]], minimum: int) -> AnswerVocabulary:

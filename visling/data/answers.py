@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from visling import damage
 from visling.errors import DataError
 from visling.pickles import read_pickle
 
@@ -35,9 +36,9 @@ class AnswerVocabulary:
 
     def __init__(self, answers: Sequence[str], *, unknown: str = UNKNOWN) -> None:
         self.answers = tuple(answers)
+        if wrong := [answer for answer in self.answers if not isinstance(answer, str)]:
+            raise DataError(f"an answer vocabulary holds strings; found {wrong[0]!r:.80}.")
         self._index = {answer: number for number, answer in enumerate(self.answers)}
-        if wrong := next((answer for answer in self.answers if not isinstance(answer, str)), None):
-            raise DataError(f"an answer vocabulary holds strings; found {wrong!r}.")
         if len(self._index) != len(self.answers):
             twice = [answer for answer, count in Counter(self.answers).items() if count > 1]
             raise DataError(
@@ -78,19 +79,10 @@ class AnswerVocabulary:
             DataError: the file is missing, or a `.json` or `.pkl` file holds something else.
         """
         path = Path(path)
-        if path.suffix == ".pkl":
-            return cls(_to_answers(read_pickle(path), path))
         try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise DataError(f"no answer vocabulary {path}. Check the path.") from error
-        if path.suffix != ".json":
-            return cls([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
-        try:
-            entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"answer vocabulary {path} is not JSON: {error}.") from error
-        return cls(_to_answers(entries, path))
+            return cls(_read_answers(path))
+        except DataError as error:
+            raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write a JSON list, or, unless the name ends in `.json`, one answer per line."""
@@ -126,6 +118,26 @@ class AnswerVocabulary:
 
     def __hash__(self) -> int:
         return hash(self.answers)
+
+
+def _read_answers(path: Path) -> list[str]:
+    """The answers of a file, see `AnswerVocabulary.load`."""
+    if path.suffix == ".pkl":
+        return _to_answers(read_pickle(path), path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"no answer vocabulary {path}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"answer vocabulary {path} is not UTF-8 text: byte {error.start}: {error.reason}.") from error
+    if path.suffix != ".json":
+        return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    try:
+        return _to_answers(damage.parse_json(text), path)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"answer vocabulary {path} is not JSON: {error}.") from error
 
 
 def _to_answers(entries: Any, path: Path) -> list[str]:

@@ -77,7 +77,9 @@ def read_name_table(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             names = [row["name"] for row in csv.DictReader(file)]
-    except (OSError, KeyError) as error:
+        if not all(isinstance(name, str) and name for name in names):
+            raise ValueError("a row without a name")
+    except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(
             f"cannot read names from {path}: {error!r}. Expected a CSV file with a column 'name', as ViLBERT's "
             "unisex_names_table.csv."

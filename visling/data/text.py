@@ -56,10 +56,13 @@ class Tokenizer:
     def __init__(self, vocabulary: str = "bert-base-uncased") -> None:
         self.vocabulary_file = _find_vocabulary(vocabulary)
         # Split at "\n" only: the vocabulary itself holds characters that `splitlines` treats as line ends.
-        pieces = [
-            line.removesuffix("\r")
-            for line in self.vocabulary_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        ]
+        try:
+            text = self.vocabulary_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.vocabulary_file} is not UTF-8 text: byte {error.start}: {error.reason}. Copy it again."
+            ) from error
+        pieces = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
         ids = {piece: number for number, piece in enumerate(pieces)}
         if len(ids) != len(pieces):
             raise DataError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from visling import config as configs
-from visling import models
+from visling import damage, models
 from visling.data.text import VOCABULARIES
-from visling.errors import CheckpointError
+from visling.errors import CheckpointError, ConfigError
 
 FORMAT = 1
 """Version of the model folder's layout."""
@@ -65,7 +64,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it was not written by this package, or has a newer layout.
     """
-    described: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    described: Any = damage.parse_json((folder / "config.json").read_text(encoding="utf-8"))
     layout = described.get("format") if isinstance(described, dict) else type(described).__name__
     if not isinstance(layout, int):
         raise CheckpointError(
@@ -88,11 +87,17 @@ def reading(folder: Path) -> Iterator[None]:
     """Failures of reading the files of a model folder as CheckpointErrors."""
     try:
         yield
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+    except ConfigError as error:
         raise CheckpointError(
-            f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again."
+            f"{folder / 'config.json'}: {error} It was edited, is damaged, or was written by another version."
         ) from error
+    except CheckpointError:
+        raise
     except KeyError as error:
         raise CheckpointError(
             f"{folder / 'config.json'} lacks {error}: it was edited or is damaged. Train or copy the model again."
+        ) from error
+    except (SafetensorError, *damage.TORCH) as error:
+        raise CheckpointError(
+            f"cannot read the model in {folder}: {error}. The files may be truncated; train or copy it again."
         ) from error

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from visling import config as configs
-from visling import models
+from visling import damage, models
 from visling.checkpoints import hub
 from visling.data.text import Tokenizer
 from visling.errors import CheckpointError, nearest
@@ -324,7 +324,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     answers = folder / "answers.json"
     with reading(folder):
         described = read_description(folder)
-        state = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
+        state = damage.parse_json(answers.read_text(encoding="utf-8")) if answers.exists() else {}
         if not isinstance(state, dict):
             raise CheckpointError(
                 f"{answers} must hold an object with the settings and answers of the task; found a "

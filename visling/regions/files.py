@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from visling import damage
 from visling.errors import StoreError
 
 SCHEMA = 1
@@ -39,6 +40,8 @@ HEADER_BYTES = 4096
 
 _DTYPES = {"float32": "F32", "float16": "F16", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8"}
 """NumPy's name of a type -> that of safetensors."""
+_KNOWN = {code: known for known, code in _DTYPES.items()}
+"""The other way round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +100,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"no region store at {path}: expected a folder with {MANIFEST}. Check the path, or extract regions first."
         )
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        manifest = damage.parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise StoreError(
             f"{file} is damaged or truncated ({error}). Copy the folder again or repeat the extraction."
         ) from error
@@ -125,12 +128,23 @@ def recover_journal(file: Path) -> Iterator[dict[str, Any]]:
                 os.truncate(file, end)
                 return
             end += len(line)
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise StoreError(
-                    f"{file} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
-                ) from error
+            yield _parse_entry(file, line)
+
+
+def _parse_entry(file: Path, line: bytes) -> dict[str, Any]:
+    """An entry of a journal."""
+    try:
+        entry = damage.parse_json(line)
+    except ValueError as error:
+        raise explain_journal(file, error) from error
+    if not isinstance(entry, dict):
+        raise explain_journal(file, f"an entry is a {type(entry).__name__}")
+    return entry
+
+
+def explain_journal(file: Path, what: object) -> StoreError:
+    """The error for a journal that cannot be read."""
+    return StoreError(f"{file} is damaged ({what}): the folder cannot be resumed. Delete it and start again.")
 
 
 def committed_ids(path: Path) -> frozenset[str]:
@@ -140,18 +154,61 @@ def committed_ids(path: Path) -> frozenset[str]:
         StoreError: the store is damaged.
     """
     if (path / MANIFEST).is_file():
-        joined = read_tensors(path / read_manifest(path)["index"]["file"])["ids"].tobytes().decode("utf-8")
-        return frozenset(joined.split("\n")) if joined else frozenset()
-    if not (path / JOURNAL).is_file():
+        manifest = read_manifest(path)
+        try:
+            return frozenset(decode_ids(read_tensors(locate_file(path, manifest["index"]))["ids"]))
+        except StoreError:
+            raise
+        except damage.LAYOUT as error:
+            raise explain_store(path, error) from error
+    file = path / JOURNAL
+    if not file.is_file():
         return frozenset()
-    content = (path / JOURNAL).read_bytes()
+    content = file.read_bytes()
+    entries = [_parse_entry(file, line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
     try:
-        entries = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
-    except json.JSONDecodeError as error:
-        raise StoreError(
-            f"{path / JOURNAL} is damaged ({error}): the folder cannot be resumed. Delete it and start again."
-        ) from error
-    return frozenset(image_id for entry in entries for image_id, *_ in entry.get("images", ()))
+        return frozenset(check_id(image_id) for entry in entries for image_id, *_ in entry.get("images", ()))
+    except damage.LAYOUT as error:
+        raise explain_journal(file, error) from error
+
+
+def check_id(image_id: Any) -> str:
+    """An image id as a file holds it.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(image_id, str):
+        raise TypeError(f"{image_id!r:.80} is no image id")
+    return image_id
+
+
+def decode_ids(numbers: NDArray[Any]) -> list[str]:
+    """The ids of an index: UTF-8, a line each."""
+    joined = numbers.tobytes().decode("utf-8")
+    return joined.split("\n") if joined else []
+
+
+def explain_store(path: Path, what: object) -> StoreError:
+    """The error for a store that is not what its manifest says."""
+    return StoreError(f"region store {path} is damaged: {what}. Copy the folder again or repeat the extraction.")
+
+
+def locate_file(path: Path, entry: Any) -> Path:
+    """The file that an entry of a manifest names, which lies in the store's folder.
+
+    Raises:
+        StoreError: the entry does not name a file of the folder, or not its size and digest.
+    """
+    kinds = {"file": str, "bytes": int, "sha256": str}
+    if not isinstance(entry, dict) or not all(type(entry.get(name)) is kind for name, kind in kinds.items()):
+        raise explain_store(
+            path, f"its manifest lists {entry!r:.80} where a file with its size and SHA-256 is expected"
+        )
+    name = entry["file"]
+    if Path(name).name != name or "\\" in name or "\0" in name:
+        raise explain_store(path, f"its manifest names {name!r:.80}, which is no file of the folder")
+    return path / str(name)
 
 
 def encode_entry(entry: Mapping[str, Any]) -> bytes:
@@ -210,26 +267,66 @@ def write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Header of a file of arrays, and the byte at which the numbers begin."""
+    """Header of a file of arrays, and the byte at which the numbers begin.
+
+    Raises:
+        StoreError: the file has no such header, or an array of it is not in the file.
+    """
     with file.open("rb") as source:
+        size = source.seek(0, os.SEEK_END)
+        source.seek(0)
         length = int.from_bytes(source.read(8), "little")
-        return json.loads(source.read(length)), 8 + length
+        if length > size - 8:
+            raise _explain_header(file, f"it claims a header of {length} bytes, the file has {size}")
+        content = source.read(length)
+    try:
+        header = damage.parse_json(content)
+        for name, entry in header.items():
+            if name != "__metadata__":
+                _check_entry(name, entry, size - 8 - length)
+    except damage.LAYOUT as error:
+        raise _explain_header(file, error) from error
+    return header, 8 + length
+
+
+def _explain_header(file: Path, what: object) -> StoreError:
+    return StoreError(f"{file} is damaged: {what}. Copy the file again or repeat the extraction.")
+
+
+def _check_entry(name: str, entry: Any, size: int) -> None:
+    """Refuse an array that is not within the `size` bytes of numbers.
+
+    Raises:
+        ValueError: it is not; or others of `damage.LAYOUT`.
+    """
+    shape, (low, high) = entry["shape"], entry["data_offsets"]
+    if entry["dtype"] not in _KNOWN or not all(type(number) is int and number >= 0 for number in (*shape, low, high)):
+        raise ValueError(f"its header describes {name!r:.40} as {entry!r:.120}")
+    if high > size or high - low != math.prod(shape) * np.dtype(_KNOWN[entry["dtype"]]).itemsize:
+        raise ValueError(f"{name!r:.40} of shape {shape!r:.60} lies in bytes {low} to {high} of {size}")
 
 
 def load_rows(file: Path, name: str, first: int, rows: int) -> NDArray[Any]:
     """Some rows of an array of a file, read without mapping it: what was read before does not stay in memory."""
     header, start = read_header(file)
     entry = header[name]
-    dtype = np.dtype({code: known for known, code in _DTYPES.items()}[entry["dtype"]])
+    dtype = np.dtype(_KNOWN[entry["dtype"]])
     shape = (rows, *entry["shape"][1:])
+    if not 0 <= first <= first + rows <= entry["shape"][0]:
+        raise _explain_header(
+            file, f"rows {first} to {first + rows} of {name} are asked for, it has {entry['shape'][0]}"
+        )
     at = start + entry["data_offsets"][0] + first * dtype.itemsize * math.prod(shape[1:])
     return np.fromfile(file, dtype, math.prod(shape), offset=at).reshape(shape)
 
 
 def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of a file as read-only views of the mapped file."""
+    """Arrays of a file as read-only views of the mapped file.
+
+    Raises:
+        StoreError: see `read_header`.
+    """
     header, start = read_header(file)
-    types = {code: dtype for dtype, code in _DTYPES.items()}
     mapped = np.memmap(file, dtype=np.uint8, mode="r")
     arrays = {}
     for name, entry in header.items():
@@ -237,5 +334,5 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
             low, high = entry["data_offsets"]
             # A plain array over the mapping: indexing a memmap subclass costs several microseconds more.
             numbers = np.asarray(mapped[start + low : start + high])
-            arrays[name] = numbers.view(types[entry["dtype"]]).reshape(entry["shape"])
+            arrays[name] = numbers.view(_KNOWN[entry["dtype"]]).reshape(entry["shape"])
     return arrays

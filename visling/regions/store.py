@@ -24,10 +24,23 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from visling import damage
 from visling.errors import StoreError
 from visling.feature_kinds import KINDS, name_today
 from visling.image_ids import Aliases
-from visling.regions.files import DETECTOR, Field, Placement, hash_file, load_rows, read_manifest, read_tensors
+from visling.regions.files import (
+    DETECTOR,
+    Field,
+    Placement,
+    decode_ids,
+    explain_store,
+    hash_file,
+    load_rows,
+    locate_file,
+    read_manifest,
+    read_tensors,
+)
+from visling.regions.validating import check_index, check_manifest, check_shards
 from visling.types import RegionArray, RegionStore
 
 Orders = Sequence[NDArray[np.int64] | None] | None
@@ -54,8 +67,7 @@ class NativeStore:
         """Kind of the features in `feature_kinds`; empty if it is of none, or not known."""
         self.fields = {name: Field(**field) for name, field in manifest["fields"].items()}
         index = read_tensors(path / manifest["index"]["file"])
-        joined = index["ids"].tobytes().decode("utf-8")
-        self.ids: list[str] = joined.split("\n") if joined else []
+        self.ids: list[str] = decode_ids(index["ids"])
         """Sorted image ids."""
         self._starts, self._counts, self._sizes = index["starts"], index["counts"], index["sizes"]
         self.shard_starts = [int(shard["first_row"]) for shard in manifest["shards"]]
@@ -71,8 +83,12 @@ class NativeStore:
         """
         path = Path(path)
         manifest = read_manifest(path)
+        try:
+            check_manifest(manifest)
+        except damage.LAYOUT as error:
+            raise explain_store(path, error) from error
         for entry in (manifest["index"], *manifest["shards"]):
-            file = path / entry["file"]
+            file = locate_file(path, entry)
             if not file.is_file():
                 raise StoreError(
                     f"region store {path} lacks {entry['file']}, which its manifest lists. "
@@ -84,11 +100,14 @@ class NativeStore:
                     f"expected {entry['bytes']}. Copy the file again or repeat the extraction."
                 )
         try:
-            return cls(path, manifest)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"region store {path} is damaged: {error}. Copy the folder again or repeat the extraction."
-            ) from error
+            store = cls(path, manifest)
+            check_shards(store.fields, manifest["shards"], store._shards)
+            check_index(store.ids, store._starts, store._counts, store._sizes, store.shard_starts, manifest["regions"])
+        except StoreError:
+            raise
+        except damage.LAYOUT as error:
+            raise explain_store(path, error) from error
+        return store
 
     @cached_property
     def _position(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from visling import damage
 from visling.errors import StoreError
 from visling.feature_kinds import name_today
 from visling.regions.files import (
@@ -30,10 +31,12 @@ from visling.regions.files import (
     SCHEMA,
     Field,
     Placement,
+    check_id,
     describe_file,
     describe_tensor,
     encode_entry,
     encode_header,
+    explain_journal,
     part_name,
     read_header,
     read_tensors,
@@ -44,6 +47,7 @@ from visling.regions.files import (
 )
 from visling.regions.rows import check_arrays, choose_fields, convert_arrays
 from visling.regions.store import NativeStore
+from visling.regions.validating import check_count, read_fields
 from visling.types import RegionArray
 
 _COPY_BYTES = 1 << 24
@@ -271,6 +275,22 @@ class StoreWriter:
 
     def _recover(self) -> None:
         """Read the journal back and cut off what was written after the last commit."""
+        try:
+            self._read_journal()
+        except StoreError:
+            raise
+        except damage.LAYOUT as error:
+            raise explain_journal(self._journal, error) from error
+        for number in range(len(self._shard_starts)):
+            self._remove_parts(number)
+        self._truncate_parts()
+
+    def _read_journal(self) -> None:
+        """What was committed.
+
+        Raises:
+            StoreError: the store cannot be resumed; or others of `damage.LAYOUT`: its journal is damaged.
+        """
         entries = recover_journal(self._journal)
         first = next(entries, {})
         if "store" not in first:
@@ -281,12 +301,12 @@ class StoreWriter:
         self._check_header(first["store"])
         for entry in entries:
             if "fields" in entry:
-                self._fields = {name: Field(**field) for name, field in entry["fields"].items()}
+                self._fields = read_fields(entry["fields"], self._header["feature_size"])
             elif "closed" in entry:
-                self._shard_starts.append(int(entry["closed"]))
+                self._shard_starts.append(check_count(entry["closed"]))
             else:
                 for image_id, *placement in entry["images"]:
-                    self._place(image_id, Placement(*placement))
+                    self._place(check_id(image_id), Placement(*map(check_count, placement)))
         self._rows = sum(self._table[1::4])
         # A shard may have been renamed just before the interruption, without an entry in the journal.
         renamed = self.path / shard_name(len(self._shard_starts))
@@ -297,9 +317,6 @@ class StoreWriter:
         if self._shard_starts:
             last = self.path / shard_name(len(self._shard_starts) - 1)
             self._open_start = self._shard_starts[-1] + len(read_tensors(last)["boxes"])
-        for number in range(len(self._shard_starts)):
-            self._remove_parts(number)
-        self._truncate_parts()
 
     def _check_header(self, stored: Mapping[str, Any]) -> None:
         """Refuse to continue a store of other features; its settings are kept."""

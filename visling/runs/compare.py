@@ -26,7 +26,7 @@ from typing import Any, TextIO
 import torch
 
 from visling import config as configs
-from visling import models, runtime
+from visling import damage, models, runtime
 from visling.data.corpora.base import check_images
 from visling.errors import ConfigError, DataError, RunError, nearest
 from visling.recipes.configs import FinetuneConfig, PretrainConfig, value_at
@@ -359,7 +359,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
         RunError: it cannot be read or is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = damage.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}. It is damaged; delete it or use another --out.") from error
     if not isinstance(found, dict):

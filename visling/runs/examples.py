@@ -10,7 +10,6 @@ them batch by batch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from visling import damage
 from visling.data.annotations.problems import Problems
 from visling.data.batches.collate import Collator
 from visling.data.batches.shown import ShownExamples
@@ -280,8 +280,10 @@ def read_run_json(run: Path) -> dict[str, Any]:
         RunError: there is none.
     """
     try:
-        known: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        known = damage.parse_json((run / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(known, dict):
+            raise ValueError(f"it holds a {type(known).__name__}")
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{run} is not a run folder: cannot read run.json ({error}). Give the folder that finetune wrote with "
             "--out."

@@ -42,12 +42,18 @@ class OwnFiles:
         files = known.get("files")
         if files is None:
             return None
-        valid, test = files[VALID], files.get(TEST)
-        return cls(
-            train=Path(files[TRAIN]),
-            valid=valid if isinstance(valid, float) else Path(valid),
-            test=None if test is None else Path(test),
-        )
+        try:
+            valid, test = files[VALID], files.get(TEST)
+            return cls(
+                train=Path(files[TRAIN]),
+                valid=valid if isinstance(valid, float) else Path(valid),
+                test=None if test is None else Path(test),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"run.json names the files of its examples as {files!r:.200}; expected paths by {', '.join(SPLITS)}. "
+                "It was edited or is damaged: give the files again."
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         """For run.json; paths are absolute."""

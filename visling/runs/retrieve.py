@@ -28,6 +28,7 @@ from visling.data.corpora.base import check_images
 from visling.errors import CheckpointError, ConfigError, DataError, RunError
 from visling.models.task_model import TaskModel
 from visling.nn.extraction import extract_features
+from visling.pickles import read_arrays
 from visling.pretrained.features import check_features
 from visling.pretrained.folder import ModelFolder, load_part, objective_heads, read_model_folder
 from visling.regions.store import NativeStore
@@ -201,9 +202,13 @@ def read_shortlist(path: Path, records: Sequence[Record], top: int) -> NDArray[n
         DataError: the file is missing or damaged, or lacks an image or a caption of the records.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
-            scores, images, texts = (content[name] for name in ("scores", "images", "texts"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        content = read_arrays(path)
+        scores, images, texts = (content[name] for name in ("scores", "images", "texts"))
+        if scores.shape != (*images.shape, *texts.shape) or images.ndim != 1 or scores.dtype.kind != "f":
+            raise ValueError(f"scores of {scores.dtype} {scores.shape} for {images.shape} images, {texts.shape} texts")
+        if images.dtype.kind not in "SU" or texts.dtype.kind not in "SU":
+            raise ValueError(f"names of type {images.dtype} and {texts.dtype}")
+    except (ValueError, KeyError) as error:
         raise DataError(
             f"{path} is not a file of scores: {error}. Expected scores, images and texts, as a retrieval saves them."
         ) from error

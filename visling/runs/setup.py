@@ -28,6 +28,7 @@ from visling.train.engine import fit
 from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.machines import require_shared
 from visling.train.meter import CountProducts
 from visling.train.pace import Pace
 from visling.train.parallel import Count, Step
@@ -236,6 +237,7 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
         folder = RunFolder.create(out, resume=resume)
         folder.notes += filter(None, [note])
         try:
+            require_shared(folder.path / "run.json")
             yield folder
         except VislingError:
             if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visling import config as configs
-from visling.data.annotations.files import read_json_lines
+from visling.data.annotations.files import plain_id, read_json_lines
 from visling.data.answers import AnswerVocabulary
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import bootstrap
@@ -277,7 +277,7 @@ def read_predictions(details: Path) -> list[Prediction]:
         try:
             predictions.append(
                 Prediction(
-                    id=row["id"],
+                    id=plain_id(row["id"]),
                     value=row["prediction"],
                     confidence=row["confidence"],
                     top=tuple((name, chance) for name, chance in row["top"]),

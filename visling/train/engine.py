@@ -27,6 +27,7 @@ from visling.train.exchange import from_main
 from visling.train.interruption import Interruption, announce_end, listen
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
+from visling.train.machines import require_equal
 from visling.train.meter import CountProducts, Meter, count_examples
 from visling.train.not_finite import FiniteGuard, NotFiniteError
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
@@ -84,7 +85,8 @@ def fit(
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved as after SIGTERM.
-        RunError: the loss is not finite, the disk is full, or the saved state does not fit.
+        RunError: the loss is not finite, the disk is full, the saved state does not fit, or processes
+            read other examples.
     """
     with listen(announce_end if runtime.is_main() else None) as interruption:
         trainer = Trainer(
@@ -172,6 +174,7 @@ class Trainer:
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
+        require_equal(self.position)
         if run_folder is not None:
             epochs = None if known is None else known // updates_per_epoch - self.state.epoch
             mend = " Or keep fewer models: --set 'train.keep=[\"best\"]'." if "epochs" in config.keep else ""

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from visling import runtime
+from visling import damage, runtime
 from visling.errors import DataError, RunError
 from visling.train.loggers import Logger
 
@@ -273,13 +273,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: a line before the last is not JSON.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # Bytes that are no UTF-8 make their own line unreadable, not the whole log.
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
     entries: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             if not line.endswith("\n"):
                 raise ValueError("no line end")
-            entries.append(json.loads(line))
+            entry = damage.parse_json(line)
+            if not isinstance(entry, dict):
+                raise ValueError(f"a {type(entry).__name__}")
+            entries.append(entry)
         except ValueError as error:
             if number < len(lines):
                 raise DataError(

@@ -165,7 +165,7 @@ def choose_compilation(
         obstacle = "the messages of several processes are not recorded"
     elif not recordable:
         obstacle = "a step of this run takes another course each time"
-    if config.compile == "kernels" and config.shard:
+    if config.compile == "kernels" and config.shard and runtime.world_size() > 1:
         raise ConfigError(
             'train.compile = "kernels" joins the operations of several layers, but with train.shard each layer waits '
             'for its parameters. Use train.compile = "no", or train.shard = false.'

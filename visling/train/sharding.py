@@ -14,13 +14,14 @@ Numbers  Each process computes with the values that it would have without shardi
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -116,9 +117,13 @@ class Sharded:
             part.unshard()
         for name, parameter in self._module.named_parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._received.add(name))
+                note = functools.partial(self._note_gradient, name)
+                parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
         for part in self._parts:
             part.reshard()
+
+    def _note_gradient(self, name: str, _: Tensor) -> None:
+        self._received.add(name)
 
     def _average_scalars(self) -> None:
         trained = [parameter for parameter in self._scalars if parameter.requires_grad]

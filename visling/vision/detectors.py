@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from visling import damage
 from visling.errors import CheckpointError
 from visling.vision.region_detector import RegionDetector
 
@@ -52,13 +52,13 @@ def read_description(directory: Path) -> dict[str, Any]:
     """
     file = directory / "config.json"
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        content: Any = damage.parse_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{directory} is not a detector: no config.json. "
             "Give the folder that training wrote, with config.json and model.safetensors."
         ) from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: {error}. Copy or train the detector again.") from error
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if not isinstance(found, str) or found not in FORMATS:

@@ -377,10 +377,7 @@ def test_a_file_without_images_or_regions_is_refused(tmp_path: Path) -> None:
     assert not any((tmp_path / "d").iterdir())
 
 
-def test_an_lmdb_becomes_a_store_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from visling.regions.formats import lmdb as module
-
-    monkeypatch.setattr(module, "_MAP_BYTES", 4000)  # mapped anew after a few entries
+def test_an_lmdb_becomes_a_store_and_is_resumed(tmp_path: Path) -> None:
     rows = {f"{number:03d}": make_vilbert_row(str(number), count=number % 4) for number in range(40)}
     path = write_lmdb(tmp_path / "a.lmdb", rows)
     steps: list[tuple[int, int]] = []

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.data.annotations.files import entries, read_json
+from visling.data.annotations.files import Layout, entries, plain_id, read_json
 from visling.errors import DataError
 from visling.image_ids import Aliases, from_file_name
 
@@ -66,20 +66,21 @@ def read_boxes(path: Path) -> GivenBoxes:
     """
     if path.is_dir():
         return _read_folder(path)
-    content = read_json(path)
-    if isinstance(content, list):
-        listed = entries({"detections": content}, "detections", ("image_id", "box"), path)
-        return _collect(((str(entry["image_id"]), entry["box"]) for entry in listed), {}, {}, path)
-    images = entries(content, "images", ("id",), path)
-    names = {image["id"]: from_file_name(str(image.get("file_name", image["id"]))) for image in images}
-    sizes = {
-        names[image["id"]]: (int(image["width"]), int(image["height"]))
-        for image in images
-        if image.get("width") and image.get("height")
-    }
-    listed = entries(content, "annotations", ("image_id", "bbox"), path)
-    known = ((names[entry["image_id"]], entry["bbox"]) for entry in listed if entry["image_id"] in names)
-    return _collect(known, dict.fromkeys(names.values(), ()), sizes, path)
+    with Layout(path):
+        content = read_json(path)
+        if isinstance(content, list):
+            listed = entries({"detections": content}, "detections", ("image_id", "box"), path)
+            return _collect(((plain_id(entry["image_id"]), entry["box"]) for entry in listed), {}, {}, path)
+        images = entries(content, "images", ("id",), path)
+        names = {image["id"]: from_file_name(str(image.get("file_name", image["id"]))) for image in images}
+        sizes = {
+            names[image["id"]]: (int(image["width"]), int(image["height"]))
+            for image in images
+            if image.get("width") and image.get("height")
+        }
+        listed = entries(content, "annotations", ("image_id", "bbox"), path)
+        known = ((names[entry["image_id"]], entry["bbox"]) for entry in listed if entry["image_id"] in names)
+        return _collect(known, dict.fromkeys(names.values(), ()), sizes, path)
 
 
 def join_boxes(parts: Sequence[GivenBoxes]) -> GivenBoxes:
@@ -128,10 +129,12 @@ def _read_folder(folder: Path) -> GivenBoxes:
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("boxes"), list):
             raise DataError(f"{path} lists no boxes: expected one file of VCR's metadata for each image.")
+        with Layout(path):
+            size = (int(content.get("width") or 0), int(content.get("height") or 0))
         rows = [_check_box(box[:4] if isinstance(box, list) else box, str(path)) for box in content["boxes"]]
         boxes[path.stem] = np.array(rows, np.float32).reshape(-1, 4)
-        if content.get("width") and content.get("height"):
-            sizes[path.stem] = (int(content["width"]), int(content["height"]))
+        if all(size):
+            sizes[path.stem] = size
     if not boxes:
         raise DataError(f"no file of boxes in {folder}: expected VCR's metadata, one .json for each image.")
     return GivenBoxes(boxes=boxes, sizes=sizes)

@@ -11,9 +11,12 @@ from typing import Any, Literal
 
 from visling.data.annotations.entities import find_entities, read_entities
 from visling.data.annotations.files import (
+    Layout,
     entries,
     has_words,
     is_split,
+    optional_text,
+    plain_id,
     read_ids,
     read_json,
     read_json_lines,
@@ -70,20 +73,21 @@ def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[
         for path in map(Path, paths):
             content = read_json(path)
             annotations = entries(content, "annotations", ("id", "image_id", "caption"), path)
-            images = {
-                image["id"]: from_file_name(image["file_name"])
-                for image in entries(content, "images", ("id", "file_name"), path)
-            }
+            with Layout(path, "image") as at:
+                images = {}
+                for at.entry, image in enumerate(entries(content, "images", ("id", "file_name"), path)):
+                    images[image["id"]] = from_file_name(optional_text(image["file_name"]))
             listed.extend(image for image in images.values() if wanted is None or wanted(image))
-            for annotation in annotations:
-                image = images.get(annotation["image_id"])
-                if image is None:
-                    number, missing = annotation["id"], annotation["image_id"]
-                    raise DataError(
-                        f"{path}: caption {number} is about image {missing}, which the file's images do not list."
-                    )
-                if wanted is None or wanted(image):
-                    yield str(annotation["id"]), image, annotation["caption"]
+            with Layout(path, "annotation") as at:
+                for at.entry, annotation in enumerate(annotations):
+                    image = images.get(annotation["image_id"])
+                    if image is None:
+                        number, missing = annotation["id"], annotation["image_id"]
+                        raise DataError(
+                            f"{path}: caption {number} is about image {missing}, which the file's images do not list."
+                        )
+                    if wanted is None or wanted(image):
+                        yield plain_id(annotation["id"]), image, optional_text(annotation["caption"])
 
     return collect(rows(), images=listed, most=most)
 
@@ -104,22 +108,24 @@ def read_karpathy(
     path = Path(path)
     images = entries(read_json(path), "images", ("filename", "split", "sentences"), path)
     wanted = {"train", "restval"} if split == "train" else {split}
-    chosen = [(from_file_name(image["filename"]), image["sentences"]) for image in images if image["split"] in wanted]
+    with Layout(path, "image") as at:
+        chosen = []
+        for at.entry, image in enumerate(images):
+            if image["split"] in wanted:
+                chosen.append((from_file_name(image["filename"]), image["sentences"]))
     if not chosen:
-        present = ", ".join(sorted({image["split"] for image in images})) or "none"
+        present = ", ".join(sorted({str(image["split"])[:40] for image in images})) or "none"
         raise DataError(f"{path} has no image of split {split!r}; found {present}.")
-    rows = (
-        (
-            str(sentence.get("sentid", f"{image}#{number}")),
-            image,
-            (sentence.get("raw") or _join_tokens(sentence))
-            if text == "raw"
-            else (_join_tokens(sentence) or sentence.get("raw")),
-        )
-        for image, sentences in chosen
-        for number, sentence in enumerate(sentences)
-    )
-    return collect(rows, images=[image for image, _ in chosen], most=most)
+
+    def rows() -> Iterator[tuple[str, str, Any]]:
+        with Layout(path, "image") as at:
+            for at.entry, sentences in chosen:
+                for number, sentence in enumerate(sentences):
+                    raw, tokens = optional_text(sentence.get("raw")), _join_tokens(sentence)
+                    name = plain_id(sentence.get("sentid", f"{at.entry}#{number}"))
+                    yield name, at.entry, (raw or tokens) if text == "raw" else (tokens or raw)
+
+    return collect(rows(), images=[image for image, _ in chosen], most=most)
 
 
 def _join_tokens(sentence: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
-from visling.data.annotations.files import has_words, read_lines
+from visling.data.annotations.files import Layout, has_words, read_lines
 from visling.errors import DataError
 from visling.image_ids import from_file_name
 from visling.pickles import read_pickle
@@ -160,7 +160,12 @@ def read_boxes(path: str | Path) -> ImageBoxes:
             and which no official file has), or lacks a number; a box is inverted or outside the image.
     """
     path = Path(path)
-    root = _read_xml(path)
+    with Layout(path):
+        return _collect_boxes(_read_xml(path), path)
+
+
+def _collect_boxes(root: ElementTree.Element, path: Path) -> ImageBoxes:
+    """See `read_boxes`."""
     size = int(_number(root.findtext("size/width"), path)), int(_number(root.findtext("size/height"), path))
     boxes: dict[str, list[Box]] = {}
     scene: list[str] = []
@@ -190,6 +195,8 @@ def _read_xml(path: Path) -> ElementTree.Element:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"no annotation file {path}. Check the path.") from error
+    except OSError as error:  # a list that names what can be no file
+        raise DataError(f"cannot read {str(path)[:300]}: {error.strerror}. Correct the list of images.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: byte {error.start}: {error.reason}. Unpack it again.") from error
     if "<!DOCTYPE" in text:
@@ -199,7 +206,7 @@ def _read_xml(path: Path) -> ElementTree.Element:
         )
     try:
         return ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError) as error:  # a zero byte is a ValueError
         raise DataError(f"{path} is truncated or not XML: {error}. Unpack it again.") from error
 
 

@@ -7,9 +7,11 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from visling.errors import DataError
+from visling import damage
+from visling.errors import DataError, VislingError
 from visling.image_ids import from_file_name
 
 _PRINTABLE = re.compile(r"[!-~]")
@@ -52,6 +54,60 @@ def the_one(matching: list[Path], pattern: str, root: Path, seen: list[Path]) ->
     )
 
 
+class Layout:
+    """A context in which the entries of a file are taken apart: what goes wrong there because an entry is not of the
+    layout becomes a `DataError` that says which one, and what it lacks or holds.
+
+    Example:
+        with Layout(path, "question") as at:
+            for at.entry, row in enumerate(rows):
+                ...
+
+    Args:
+        unit: what `entry` names.
+    """
+
+    def __init__(self, path: Path, unit: str = "entry") -> None:
+        self.path, self.unit = path, unit
+        self.entry: Any = None
+        """Number or name of the entry at hand; None = the file as a whole."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, damage.LAYOUT) and not isinstance(error, VislingError):
+            where = "it" if self.entry is None else f"{self.unit} {self.entry!s:.80}"
+            raise DataError(
+                f"{self.path}: {where} {damage.describe_layout(error)[:300]}. The file is damaged or of another "
+                "layout: compare it with the official one, or download it again."
+            ) from error
+
+
+def optional_text(value: Any) -> str:
+    """A field that must be a text; empty for null.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"{value!r:.60}, where a text is expected")
+
+
+def plain_id(value: Any) -> str:
+    """An id, which must be a text or a whole number, as a text.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError(f"{value!r:.60}, where an id is expected")
+
+
 def read_json(path: Path) -> Any:
     """Contents of a JSON annotation file.
 
@@ -59,15 +115,15 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing, truncated or not JSON; names the position.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return damage.parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"no annotation file {path}. Check the path.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = (
-            f"line {error.lineno}, character {error.pos}"
-            if isinstance(error, json.JSONDecodeError)
-            else f"byte {error.start}"
-        )
+    except ValueError as error:
+        where = "somewhere"
+        if isinstance(error, json.JSONDecodeError):
+            where = f"line {error.lineno}, character {error.pos}"
+        elif isinstance(error, UnicodeDecodeError):
+            where = f"byte {error.start}"
         raise DataError(
             f"{path} is truncated or not JSON: {error} ({where} of {path.stat().st_size} bytes). Download it again."
         ) from error
@@ -89,6 +145,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 )
     except FileNotFoundError as error:
         raise DataError(f"no annotation file {path}. Check the path.") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}. Check the path.") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text: line {number}, byte {error.start}: {error.reason}. "
@@ -106,8 +164,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = damage.parse_json(line)
+        except ValueError as error:
             raise DataError(
                 f"{path}, line {number} is not a JSON object: {error}. "
                 "The file may be truncated: copy or download it again."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from visling.data.annotations.captions import Captions, collect
-from visling.data.annotations.files import has_words, read_json
+from visling.data.annotations.files import Layout, has_words, plain_id, read_json
 from visling.data.annotations.questions import QuestionRecord
 from visling.errors import DataError
 
@@ -25,7 +25,7 @@ def read_region_descriptions(path: str | Path) -> Captions:
 
     def rows() -> Iterator[tuple[str, str, Any]]:
         for image, region in _iterate_entries(Path(path), "regions"):
-            yield str(_first_field(region, ("region_id", "id"), Path(path))), image, region.get("phrase")
+            yield plain_id(_first_field(region, ("region_id", "id"), Path(path))), image, region.get("phrase")
 
     return collect(rows())
 
@@ -71,12 +71,13 @@ def _iterate_entries(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any
             f"{path} must be a list of images, each with a list {name!r}; found another layout. "
             "Check which file of Visual Genome it is."
         )
-    for listed in content:
-        for entry in listed[name]:
-            yield (
-                str(entry["image_id"] if "image_id" in entry else _first_field(listed, ("image_id", "id"), path)),
-                entry,
-            )
+    with Layout(path, "image") as at:
+        for at.entry, listed in enumerate(content):
+            for entry in listed[name]:
+                if not isinstance(entry, dict):
+                    raise TypeError(f"{entry!r:.60} in its {name}")
+                image = entry["image_id"] if "image_id" in entry else _first_field(listed, ("image_id", "id"), path)
+                yield plain_id(image), entry
 
 
 def _first_field(entry: dict[str, Any], names: tuple[str, ...], path: Path) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.files import has_words
+from visling.data.annotations.files import Layout, has_words, optional_text, plain_id
 from visling.data.annotations.gqa_records import GqaChoices, GqaColumns, GqaRecords
 from visling.data.annotations.image_lists import read_image_list
 from visling.data.annotations.questions import EMPTY, UNTOLD, find_gqa, has_gqa
@@ -119,25 +119,30 @@ def read_gqa_files(
     columns = GqaColumns()
     sources = list(paths)
     for chunk in (chunk for path in sources for chunk in list_chunks(path)):
-        for number, entry in stream_object(chunk):
-            if not isinstance(entry, dict) or not {"question", "imageId"} <= entry.keys():
-                raise DataError(
-                    f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?"
-                )
-            types, groups = entry.get("types") or {}, entry.get("groups") or {}
-            balanced = bool(entry.get("isBalanced", True))
-            if _keep(entry["question"], number, chunk, left_out):
-                columns.append(
-                    id=number,
-                    image=str(entry["imageId"]),
-                    question=entry["question"],
-                    answer=None if entry.get("answer") is None else str(entry["answer"]),
-                    balanced=balanced,
-                    types=tuple(types.get(name) or "" for name in ("structural", "semantic", "detailed")),
-                    groups=(groups.get("global"), groups.get("local")),
-                    num_steps=count_steps(entry.get("semantic") or ()),
-                    entailed=(entry.get("entailed") or ()) if balanced else (),
-                )
+        with Layout(chunk, "question") as at:
+            for at.entry, entry in stream_object(chunk):
+                number = at.entry
+                if not isinstance(entry, dict) or not {"question", "imageId"} <= entry.keys():
+                    raise DataError(
+                        f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?"
+                    )
+                types, groups = entry.get("types") or {}, entry.get("groups") or {}
+                balanced = bool(entry.get("isBalanced", True))
+                if _keep(entry["question"], number, chunk, left_out):
+                    columns.append(
+                        id=number,
+                        image=plain_id(entry["imageId"]),
+                        question=entry["question"],
+                        answer=None if entry.get("answer") is None else str(entry["answer"]),
+                        balanced=balanced,
+                        types=tuple(optional_text(types.get(name)) for name in ("structural", "semantic", "detailed")),
+                        groups=(
+                            optional_text(groups.get("global")) or None,
+                            optional_text(groups.get("local")) or None,
+                        ),
+                        num_steps=count_steps(entry.get("semantic") or ()),
+                        entailed=(entry.get("entailed") or ()) if balanced else (),
+                    )
     return _finish(columns, sources, choices)
 
 
@@ -155,20 +160,22 @@ def read_lxmert_gqa(path: Path, left_out: Counter[str] | None = None) -> GqaReco
             label is not one answer with the score 1.
     """
     columns = GqaColumns()
-    for place, entry in enumerate(stream_list(path)):
-        if not isinstance(entry, dict) or not {"question_id", "img_id", "sent"} <= entry.keys():
-            raise DataError(
-                f"{path}: entry {place} lacks 'question_id', 'img_id' or 'sent'. Is it a file of LXMERT's data/gqa?"
-            )
-        number, label = str(entry["question_id"]), entry.get("label")
-        if label is not None and (not isinstance(label, dict) or list(label.values()) != [1.0]):
-            raise DataError(
-                f"{path}: question {number} has the label {label!r}; expected one answer with the score 1, as every "
-                "question of GQA has. Is it a file of LXMERT's data/vqa?"
-            )
-        if _keep(entry["sent"], number, path, left_out):
-            answer = next(iter(label)) if label else None
-            columns.append(id=number, image=str(entry["img_id"]), question=entry["sent"], answer=answer)
+    with Layout(path) as at:
+        for at.entry, entry in enumerate(stream_list(path)):
+            place = at.entry
+            if not isinstance(entry, dict) or not {"question_id", "img_id", "sent"} <= entry.keys():
+                raise DataError(
+                    f"{path}: entry {place} lacks 'question_id', 'img_id' or 'sent'. Is it a file of LXMERT's data/gqa?"
+                )
+            number, label = plain_id(entry["question_id"]), entry.get("label")
+            if label is not None and (not isinstance(label, dict) or list(label.values()) != [1.0]):
+                raise DataError(
+                    f"{path}: question {number} has the label {label!r}; expected one answer with the score 1, as "
+                    "every question of GQA has. Is it a file of LXMERT's data/vqa?"
+                )
+            if _keep(entry["sent"], number, path, left_out):
+                answer = next(iter(label)) if label else None
+                columns.append(id=number, image=plain_id(entry["img_id"]), question=entry["sent"], answer=answer)
     return _finish(columns, [path])
 
 
@@ -188,16 +195,17 @@ def read_vilbert_gqa(path: Path, left_out: Counter[str] | None = None) -> GqaRec
         not isinstance(entry, dict) or not keys <= entry.keys() for entry in entries
     ):
         raise DataError(f"{path} must be a list of objects with {', '.join(sorted(keys))}; found another layout.")
-    for entry in entries:
-        number, labels = str(entry["question_id"]), list(entry["labels"])
-        if len(labels) > 1 or any(not 0 <= label < len(answers) for label in labels):
-            raise DataError(
-                f"{path}: question {number} has the labels {labels}; expected at most one number below {len(answers)}, "
-                "the length of trainval_label2ans.pkl."
-            )
-        if _keep(entry["question"], number, path, left_out):
-            answer = answers[labels[0]] if labels else UNTOLD
-            columns.append(id=number, image=str(entry["image_id"]), question=entry["question"], answer=answer)
+    with Layout(path) as at:
+        for at.entry, entry in enumerate(entries):
+            number, labels = plain_id(entry["question_id"]), list(entry["labels"])
+            if len(labels) > 1 or any(not 0 <= label < len(answers) for label in labels):
+                raise DataError(
+                    f"{path}: question {number} has the labels {labels}; expected at most one number below "
+                    f"{len(answers)}, the length of trainval_label2ans.pkl."
+                )
+            if _keep(entry["question"], number, path, left_out):
+                answer = answers[labels[0]] if labels else UNTOLD
+                columns.append(id=number, image=plain_id(entry["image_id"]), question=entry["question"], answer=answer)
     return _sort(_finish(columns, [path]))
 
 

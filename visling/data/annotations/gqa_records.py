@@ -14,6 +14,7 @@ from typing import Generic, TypeVar, overload
 
 import numpy as np
 
+from visling.data.annotations.files import Layout
 from visling.data.annotations.streamed import list_chunks, stream_object
 from visling.errors import DataError
 from visling.types import Record
@@ -81,15 +82,19 @@ class GqaChoices:
         lists: _Codes[tuple[str, ...]] = _Codes()
         found = {}
         for chunk in list_chunks(self.path):
-            for number, entry in stream_object(chunk):
-                if not isinstance(entry, dict) or not {"valid", "plausible"} <= entry.keys():
-                    raise DataError(f"{chunk}: question {number} lacks 'valid' or 'plausible'. Is it a choices file?")
-                # Many questions have the same list: each is kept once.
-                valid, plausible = (
-                    lists.share(tuple(answers.share(str(answer)) for answer in entry[name]))
-                    for name in ("valid", "plausible")
-                )
-                found[number] = (valid, plausible)
+            with Layout(chunk, "question") as at:
+                for at.entry, entry in stream_object(chunk):
+                    number = at.entry
+                    if not isinstance(entry, dict) or not {"valid", "plausible"} <= entry.keys():
+                        raise DataError(
+                            f"{chunk}: question {number} lacks 'valid' or 'plausible'. Is it a choices file?"
+                        )
+                    # Many questions have the same list: each is kept once.
+                    valid, plausible = (
+                        lists.share(tuple(answers.share(str(answer)) for answer in entry[name]))
+                        for name in ("valid", "plausible")
+                    )
+                    found[number] = (valid, plausible)
         return found
 
 

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
-from visling.data.annotations.files import read_ids, read_json
+from visling.data.annotations.files import Layout, read_ids, read_json
 from visling.errors import DataError
 from visling.image_ids import canonical, from_file_name
+from visling.pickles import read_array
 from visling.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -38,6 +37,12 @@ def read_image_list(path: str | Path) -> frozenset[str]:
         names = content
     else:
         names = sorted(read_ids(path))
+    with Layout(path):
+        return _spell_images(names, path)
+
+
+def _spell_images(names: Sequence[object], path: Path) -> frozenset[str]:
+    """See `read_image_list`."""
     if wrong := next((name for name in names if isinstance(name, bool) or not isinstance(name, str | int)), None):
         raise DataError(f"{path} must list image ids: names or whole numbers; found {wrong!r}.")
     if not names:
@@ -56,13 +61,15 @@ def without_images(records: Sequence[R], path: str | Path) -> list[R]:
 
 
 def _read_array(path: Path) -> list[object]:
+    if not path.is_file():
+        raise DataError(f"no list of images {path}. Check the path.")
     try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"no list of images {path}. Check the path.") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is no array of image ids: {error}. Download it again.") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 1:
-        raise DataError(f"{path} must hold a list of image ids; found an array of shape {np.shape(array)}.")
+        array = read_array(path)
+    except DataError as error:
+        raise DataError(f"{path} is no array of image ids: {error}") from error
+    if array.dtype.kind not in "iuSU":
+        raise DataError(f"{path} is no array of image ids: it holds {array.dtype}. Download it again.")
+    if array.ndim != 1:
+        raise DataError(f"{path} must hold a list of image ids; found an array of shape {array.shape}.")
     names: list[object] = array.tolist()
     return names

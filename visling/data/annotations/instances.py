@@ -8,7 +8,6 @@ Letters  N objects of an image.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.data.annotations.files import entries, read_json
+from visling import damage
+from visling.data.annotations.files import Layout, entries, read_json
 from visling.errors import DataError
 from visling.image_ids import from_file_name
 from visling.types import Record
@@ -78,62 +78,67 @@ def read_instances(path: str | Path) -> Instances:
             name twice, or holds a box that is not four finite numbers.
     """
     path = Path(path)
-    content = read_json(path)
-    images = {image["id"]: image for image in entries(content, "images", ("id", "file_name"), path)}
-    categories = {
-        category["id"]: str(category["name"]) for category in entries(content, "categories", ("id", "name"), path)
-    }
-    repeated_names = [
-        name for name, count in Counter(image["file_name"] for image in images.values()).items() if count > 1
-    ]
-    if repeated_names:
-        raise DataError(
-            f"{path}: image file {repeated_names[0]!r} is listed under several ids. Every image must be listed once."
-        )
-    objects: dict[Any, list[_Object]] = {key: [] for key in images}
-    left_out: Counter[str] = Counter()
-    seen: set[Any] = set()
-    occurring: set[str] = set()
-    for number, annotation in enumerate(entries(content, "annotations", ("image_id", "category_id", "bbox"), path)):
-        where = f"{path}: annotation {annotation.get('id', number)}"
-        if annotation["category_id"] not in categories:
+    with Layout(path, "annotation") as at:
+        content = read_json(path)
+        images = {image["id"]: image for image in entries(content, "images", ("id", "file_name"), path)}
+        categories = {
+            category["id"]: str(category["name"]) for category in entries(content, "categories", ("id", "name"), path)
+        }
+        repeated_names = [
+            name for name, count in Counter(image["file_name"] for image in images.values()).items() if count > 1
+        ]
+        if repeated_names:
             raise DataError(
-                f"{where} is of category {annotation['category_id']}, which the file's categories do not list."
+                f"{path}: image file {repeated_names[0]!r} is listed under several ids. Every image must be "
+                "listed once."
             )
-        attributes = _read_attributes(annotation.get("attributes"), where)
-        box = _read_corners(annotation["bbox"], images.get(annotation["image_id"], {}), where)
-        if annotation["image_id"] not in images:
-            left_out["unlisted"] += 1
-        elif annotation.get("id", number) in seen:
-            left_out["repeated"] += 1
-        elif box[2] <= box[0] or box[3] <= box[1]:
-            left_out["empty"] += 1
+        objects: dict[Any, list[_Object]] = {key: [] for key in images}
+        left_out: Counter[str] = Counter()
+        seen: set[Any] = set()
+        occurring: set[str] = set()
+        for at.entry, annotation in enumerate(
+            entries(content, "annotations", ("image_id", "category_id", "bbox"), path)
+        ):
+            number = at.entry
+            where = f"{path}: annotation {annotation.get('id', number)}"
+            if annotation["category_id"] not in categories:
+                raise DataError(
+                    f"{where} is of category {annotation['category_id']}, which the file's categories do not list."
+                )
+            attributes = _read_attributes(annotation.get("attributes"), where)
+            box = _read_corners(annotation["bbox"], images.get(annotation["image_id"], {}), where)
+            if annotation["image_id"] not in images:
+                left_out["unlisted"] += 1
+            elif annotation.get("id", number) in seen:
+                left_out["repeated"] += 1
+            elif box[2] <= box[0] or box[3] <= box[1]:
+                left_out["empty"] += 1
+            else:
+                objects[annotation["image_id"]].append(
+                    (box, categories[annotation["category_id"]], attributes, bool(annotation.get("iscrowd", 0)))
+                )
+                occurring.update(attributes or ())
+            seen.add(annotation.get("id", number))
+        listed = content.get("attributes")
+        if isinstance(listed, list):
+            names = tuple(str(name["name"] if isinstance(name, dict) else name) for name in listed)
+            if unknown := sorted(occurring - set(names)):
+                raise DataError(
+                    f"{path}: attribute {unknown[0]!r} occurs but is not in the file's list of attributes: "
+                    f"{', '.join(names)}."
+                )
         else:
-            objects[annotation["image_id"]].append(
-                (box, categories[annotation["category_id"]], attributes, bool(annotation.get("iscrowd", 0)))
-            )
-            occurring.update(attributes or ())
-        seen.add(annotation.get("id", number))
-    listed = content.get("attributes")
-    if isinstance(listed, list):
-        names = tuple(str(name["name"] if isinstance(name, dict) else name) for name in listed)
-        if unknown := sorted(occurring - set(names)):
-            raise DataError(
-                f"{path}: attribute {unknown[0]!r} occurs but is not in the file's list of attributes: "
-                f"{', '.join(names)}."
-            )
-    else:
-        names = tuple(sorted(occurring))
-    return Instances(
-        records=tuple(
-            _make_record(image["file_name"], _read_size(image), objects[key]) for key, image in images.items()
-        ),
-        category_names=tuple(dict.fromkeys(categories.values())),
-        attribute_names=names,
-        empty_boxes=left_out["empty"],
-        unlisted_images=left_out["unlisted"],
-        repeated=left_out["repeated"],
-    )
+            names = tuple(sorted(occurring))
+        return Instances(
+            records=tuple(
+                _make_record(image["file_name"], _read_size(image), objects[key]) for key, image in images.items()
+            ),
+            category_names=tuple(dict.fromkeys(categories.values())),
+            attribute_names=names,
+            empty_boxes=left_out["empty"],
+            unlisted_images=left_out["unlisted"],
+            repeated=left_out["repeated"],
+        )
 
 
 def nlvr_instances(root: str | Path, split: str) -> Instances:
@@ -150,6 +155,8 @@ def nlvr_instances(root: str | Path, split: str) -> Instances:
     path = folder / f"{split}.json"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: byte {error.start}: {error.reason}. Download it again.") from error
     except FileNotFoundError as error:
         raise DataError(
             f"no NLVR file {path}. Give the folder that holds {split}/{split}.json and {split}/images."
@@ -159,10 +166,10 @@ def nlvr_instances(root: str | Path, split: str) -> Instances:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = damage.parse_json(line)
             boxes = [[_read_nlvr_item(item) for item in box] for box in row["structured_rep"]]
             stem = f"{row['directory']}/{split}-{row['identifier']}"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except damage.LAYOUT as error:
             raise DataError(
                 f"{path}, line {number} of {len(lines)} is truncated or not of NLVR's layout: {error!r}. "
                 "Download it again."

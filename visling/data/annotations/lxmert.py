@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from visling.data.annotations.files import has_words, read_json
+from visling.data.annotations.files import Layout, has_words, optional_text, plain_id, read_json
 from visling.data.annotations.questions import QuestionRecord
 from visling.data.answer_table import table_form
 from visling.errors import DataError
@@ -70,33 +71,47 @@ def read_lxmert(*paths: str | Path) -> LxmertData:
                 f"{path} must be a list of images with 'img_id' and 'sentf'; found another layout. "
                 "Is it a merged file of LXMERT?"
             )
-        for image in content:
-            for source, sentences in image["sentf"].items():
-                labels = (image.get("labelf") or {}).get(source)
-                if labels is not None and len(labels) != len(sentences):
-                    raise DataError(
-                        f"{path}: image {image['img_id']} has {len(sentences)} sentences of {source}, "
-                        f"but answers to {len(labels)}."
-                    )
-                for number, sentence in enumerate(sentences):
-                    name = f"{image['img_id']}_{source}_{number:03d}"
-                    if name in seen:
-                        repeated += 1
-                    elif not has_words(str(sentence or "")):
-                        empty += 1
-                    else:
-                        seen.add(name)
-                        scores = None if labels is None else labels[number]
-                        records.append(
-                            LxmertRecord(
-                                id=name,
-                                images=(str(image["img_id"]),),
-                                sentence=sentence.strip(),
-                                source=source,
-                                scores=scores,
-                            )
+        with Layout(path, "image") as at:
+            for at.entry, image in enumerate(content):
+                for source, sentences in image["sentf"].items():
+                    labels = (image.get("labelf") or {}).get(source)
+                    if labels is not None and len(labels) != len(sentences):
+                        raise DataError(
+                            f"{path}: image {image['img_id']} has {len(sentences)} sentences of {source}, "
+                            f"but answers to {len(labels)}."
                         )
+                    for number, sentence in enumerate(sentences):
+                        name = f"{image['img_id']}_{source}_{number:03d}"
+                        if name in seen:
+                            repeated += 1
+                        elif not has_words(optional_text(sentence)):
+                            empty += 1
+                        else:
+                            seen.add(name)
+                            scores = None if labels is None else read_scores(labels[number])
+                            records.append(
+                                LxmertRecord(
+                                    id=name,
+                                    images=(plain_id(image["img_id"]),),
+                                    sentence=sentence.strip(),
+                                    source=source,
+                                    scores=scores,
+                                )
+                            )
     return LxmertData(records=tuple(records), empty=empty, repeated=repeated)
+
+
+def read_scores(label: Any) -> dict[str, float]:
+    """Answer -> score of a question.
+
+    Raises:
+        TypeError: a label is something else.
+    """
+    if not isinstance(label, dict) or not all(
+        isinstance(answer, str) and isinstance(score, int | float) for answer, score in label.items()
+    ):
+        raise TypeError(f"the label {label!r:.60}, where answers with scores are expected")
+    return label
 
 
 def find_lxmert(root: str | Path, split: str) -> list[Path]:

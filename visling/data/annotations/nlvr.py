@@ -175,7 +175,7 @@ def _read_label(row: Mapping[str, Any], where: str) -> bool | None:
     value = row.get("label")
     if value is None:
         return None
-    if value not in NLVR_LABELS:
+    if not isinstance(value, str) or value not in NLVR_LABELS:
         raise DataError(
             f"{where}: label {value!r} is unknown; "
             'expected "true" or "false" in lower case, or no label for a hidden split.'

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from visling.data.annotations.files import read_lines
+from visling.data.annotations.files import Layout, read_lines
 from visling.errors import DataError
 
 Span = tuple[int, int]
@@ -104,6 +104,13 @@ def read_parses(path: str | Path) -> Iterator[Parse]:
 
 def _read_sentence(path: Path, lines: Sequence[tuple[int, str]]) -> Parse:
     """A sentence of numbered lines, comments among them."""
+    with Layout(path, "the sentence in line") as at:  # a number may have thousands of digits
+        at.entry = lines[0][0]
+        return _parse_sentence(path, lines)
+
+
+def _parse_sentence(path: Path, lines: Sequence[tuple[int, str]]) -> Parse:
+    """See `_read_sentence`."""
     first = lines[0][0]
     names = [line.partition("=")[2].strip() for _, line in lines if re.match(r"#\s*sent_id\s*=", line)]
     if len(names) != 1 or not names[0]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from string import digits
 from typing import Any, Literal
 
-from visling.data.annotations.files import has_words, is_split, the_one
+import numpy as np
+
+from visling.data.annotations.files import Layout, has_words, is_split, plain_id, the_one
 from visling.data.annotations.questions import (
     NUM_PEOPLE,
     UNTOLD,
@@ -99,31 +101,38 @@ def read_imdb(path: str | Path) -> list[QuestionRecord]:
     path = Path(path)
     entries = read_object_array(path)
     records: dict[str, QuestionRecord] = {}
-    for number, entry in enumerate(entries[1:], start=1):
-        if not isinstance(entry, dict) or not {"question_id", "image_id"} <= entry.keys():
-            raise DataError(
-                f"{path}: entry {number} must be an object with 'question_id' and 'image_id'; found "
-                f"{', '.join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__}. "
-                "Is it an imdb file of VQA?"
+    with Layout(path) as at:
+        for at.entry, entry in enumerate(entries[1:], start=1):
+            number = at.entry
+            if not isinstance(entry, dict) or not {"question_id", "image_id"} <= entry.keys():
+                raise DataError(
+                    f"{path}: entry {number} must be an object with 'question_id' and 'image_id'; found "
+                    f"{', '.join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__}. "
+                    "Is it an imdb file of VQA?"
+                )
+            name = _spell_id(entry["question_id"])
+            if name in records:
+                raise DataError(f"{path}: question {name} comes twice; question ids are unique.")
+            question = " ".join(map(str, entry.get("question_tokens", ()))) or str(entry.get("question_str", ""))
+            if not has_words(question):
+                raise DataError(f"{path}: question {name} is empty. Fill it in, or remove it.")
+            answers = _listed_answers(entry)
+            told = [answer for answer in answers or () if answer != UNTOLD]
+            records[name] = QuestionRecord(
+                id=name,
+                images=(_spell_id(entry.get("image_name", entry["image_id"])),),
+                question=question,
+                question_type="",
+                answer_type="",
+                answers=answers,
+                multiple_choice_answer=max(told, key=told.count) if told else None,
             )
-        name = str(entry["question_id"])
-        if name in records:
-            raise DataError(f"{path}: question {name} comes twice; question ids are unique.")
-        question = " ".join(map(str, entry.get("question_tokens", ()))) or str(entry.get("question_str", ""))
-        if not has_words(question):
-            raise DataError(f"{path}: question {name} is empty. Fill it in, or remove it.")
-        answers = _listed_answers(entry)
-        told = [answer for answer in answers or () if answer != UNTOLD]
-        records[name] = QuestionRecord(
-            id=name,
-            images=(str(entry.get("image_name", entry["image_id"])),),
-            question=question,
-            question_type="",
-            answer_type="",
-            answers=answers,
-            multiple_choice_answer=max(told, key=told.count) if told else None,
-        )
     return list(records.values())
+
+
+def _spell_id(value: Any) -> str:
+    """An id, which numpy may have made a number of its own."""
+    return plain_id(value.item() if isinstance(value, np.generic) else value)
 
 
 def _listed_answers(entry: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -164,36 +173,41 @@ def read_targets(questions: str | Path, targets: str | Path) -> list[QuestionRec
             f"{lacking[0]}. Questions and targets must be of the same split."
         )
     complete = []
-    for record in sorted(records, key=lambda record: int(record.id)):
-        entry = given[record.id]
-        if canonical(entry.get("image_id", record.images[0])) != canonical(record.images[0]):
-            raise DataError(
-                f"question {record.id} is about image {record.images[0]} in {questions}, about image "
-                f"{entry['image_id']} in {targets}."
-            )
-        if beyond := [label for label in entry["labels"] if not 0 <= label < len(answers)]:
-            raise DataError(
-                f"{targets}: question {record.id} has answer {beyond[0]}, but the list next to the file has "
-                f"{len(answers)} answers. Targets and list must be of one preparation."
-            )
-        scores = {answers[label]: float(score) for label, score in zip(entry["labels"], entry["scores"], strict=True)}
-        people, most = answers_of_scores(scores)
-        complete.append(replace(record, answers=people, multiple_choice_answer=most))
+    with Layout(targets, "question") as at:
+        for record in sorted(records, key=lambda record: int(record.id)):
+            at.entry = record.id
+            entry = given[record.id]
+            if canonical(entry.get("image_id", record.images[0])) != canonical(record.images[0]):
+                raise DataError(
+                    f"question {record.id} is about image {record.images[0]} in {questions}, about image "
+                    f"{entry['image_id']} in {targets}."
+                )
+            if beyond := [label for label in entry["labels"] if not 0 <= label < len(answers)]:
+                raise DataError(
+                    f"{targets}: question {record.id} has answer {beyond[0]}, but the list next to the file has "
+                    f"{len(answers)} answers. Targets and list must be of one preparation."
+                )
+            scores = {
+                answers[label]: float(score) for label, score in zip(entry["labels"], entry["scores"], strict=True)
+            }
+            people, most = answers_of_scores(scores)
+            complete.append(replace(record, answers=people, multiple_choice_answer=most))
     return complete
 
 
 def _read_target_entries(path: Path) -> dict[str, Mapping[str, Any]]:
-    content = read_pickle(path)
-    keys = {"question_id", "labels", "scores"}
-    if not isinstance(content, list) or any(
-        not isinstance(entry, dict) or not keys <= entry.keys() or len(entry["labels"]) != len(entry["scores"])
-        for entry in content
-    ):
-        raise DataError(
-            f"{path} must be a list of objects with question_id, labels and as many scores; found another layout. "
-            "Is it a target file of VQA?"
-        )
-    return {str(entry["question_id"]): entry for entry in content}
+    with Layout(path):
+        content = read_pickle(path)
+        keys = {"question_id", "labels", "scores"}
+        if not isinstance(content, list) or any(
+            not isinstance(entry, dict) or not keys <= entry.keys() or len(entry["labels"]) != len(entry["scores"])
+            for entry in content
+        ):
+            raise DataError(
+                f"{path} must be a list of objects with question_id, labels and as many scores; found another layout. "
+                "Is it a target file of VQA?"
+            )
+        return {_spell_id(entry["question_id"]): entry for entry in content}
 
 
 def _read_target_answers(folder: Path) -> Sequence[str]:
@@ -201,12 +215,14 @@ def _read_target_answers(folder: Path) -> Sequence[str]:
     file = folder / "trainval_label2ans.pkl"
     if file.is_file():
         listed = read_pickle(file)
-        if isinstance(listed, list):
+        if isinstance(listed, list) and all(isinstance(answer, str) for answer in listed):
             return listed
-        raise DataError(f"{file} must be a list of answers; found a {type(listed).__name__}.")
+        raise DataError(f"{file} must be a list of answers, all of them texts; found {listed!r:.80}.")
     file = folder / "trainval_ans2label.pkl"
     numbers = read_pickle(file)
-    if not isinstance(numbers, dict) or sorted(numbers.values()) != list(range(len(numbers))):
+    with Layout(file):
+        fits = isinstance(numbers, dict) and sorted(numbers.values()) == list(range(len(numbers)))
+    if not fits or not all(isinstance(answer, str) for answer in numbers):
         raise DataError(f"{file} must number its answers from 0 without a gap; found another layout.")
     return sorted(numbers, key=lambda answer: int(numbers[answer]))
 

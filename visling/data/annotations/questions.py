@@ -10,7 +10,17 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from visling.data.annotations.files import entries, has_words, is_split, read_ids, read_json, the_one
+from visling.data.annotations.files import (
+    Layout,
+    entries,
+    has_words,
+    is_split,
+    optional_text,
+    plain_id,
+    read_ids,
+    read_json,
+    the_one,
+)
 from visling.data.annotations.kept_questions import keep_questions
 from visling.data.annotations.problems import Place
 from visling.data.annotations.streamed import list_chunks, stream_object
@@ -84,59 +94,81 @@ def read_questions(
 
 def _read_files(questions: Path, annotations: Path | None, left_out: Counter[str] | None) -> list[QuestionRecord]:
     """See `read_questions`."""
-    content = read_json(questions)
-    asked = entries(content, "questions", ("question_id", "image_id", "question"), questions)
-    coco = _COCO_SPLITS.get(str(content.get("data_subtype")), "") if content.get("data_type") == "mscoco" else ""
-    answered = {}
-    if annotations is not None:
-        keys = ("question_id", "image_id", "answers")
-        answered = {
-            entry["question_id"]: entry for entry in entries(read_json(annotations), "annotations", keys, annotations)
+    with Layout(questions, "question") as at:
+        content = read_json(questions)
+        asked = entries(content, "questions", ("question_id", "image_id", "question"), questions)
+        coco = _COCO_SPLITS.get(str(content.get("data_subtype")), "") if content.get("data_type") == "mscoco" else ""
+        answered = {}
+        if annotations is not None:
+            keys = ("question_id", "image_id", "answers")
+            answered = _by_question(entries(read_json(annotations), "annotations", keys, annotations), annotations)
+            lacking = [entry["question_id"] for entry in asked if entry["question_id"] not in answered]
+            if lacking:
+                raise DataError(
+                    f"{annotations} has no annotation for {len(lacking)} of the {len(asked)} questions of "
+                    f"{questions.name}, first {lacking[0]}. "
+                    "Questions and annotations must be of the same split."
+                )
+        records = []
+        seen = set()
+        for entry in asked:
+            number = at.entry = entry["question_id"]
+            if number in seen:
+                raise DataError(f"{questions}: question {number} comes twice; question ids are unique.")
+            seen.add(number)
+            annotation = answered.get(number)
+            if annotation is not None and annotation["image_id"] != entry["image_id"]:
+                raise DataError(
+                    f"question {number} is about image {entry['image_id']} in {questions}, "
+                    f"about image {annotation['image_id']} in {annotations}."
+                )
+            question = _to_text(entry["question"])
+            if _is_empty(question, number, questions, left_out):
+                continue
+            # Millions of answers are a few thousand different ones: each text is kept once.
+            told = (
+                _read_annotation(annotation, annotations) if annotation is not None and annotations is not None else {}
+            )
+            records.append(
+                QuestionRecord(
+                    id=plain_id(number),
+                    images=(_image_id(plain_id(entry["image_id"]), coco),),
+                    question=question,
+                    question_type=told.get("question_type", ""),
+                    answer_type=told.get("answer_type", ""),
+                    answers=told.get("answers"),
+                    multiple_choice_answer=told.get("multiple_choice_answer"),
+                )
+            )
+        return records
+
+
+def _by_question(listed: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, Mapping[str, Any]]:
+    with Layout(path, "annotation") as at:
+        found = {}
+        for at.entry, entry in enumerate(listed):
+            found[entry["question_id"]] = entry
+    return found
+
+
+def _read_annotation(annotation: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Fields of a record that come of the annotation of its question."""
+    with Layout(path, "annotation of question") as at:
+        at.entry = annotation["question_id"]
+        answers = tuple(intern(_to_text(answer["answer"])) for answer in annotation["answers"])
+        return {
+            "question_type": intern(optional_text(annotation.get("question_type"))),
+            "answer_type": intern(optional_text(annotation.get("answer_type"))),
+            "answers": answers,
+            "multiple_choice_answer": _most_frequent(annotation, answers),
         }
-        lacking = [entry["question_id"] for entry in asked if entry["question_id"] not in answered]
-        if lacking:
-            raise DataError(
-                f"{annotations} has no annotation for {len(lacking)} of the {len(asked)} questions of "
-                f"{questions.name}, first {lacking[0]}. "
-                "Questions and annotations must be of the same split."
-            )
-    records = []
-    seen = set()
-    for entry in asked:
-        number = entry["question_id"]
-        if number in seen:
-            raise DataError(f"{questions}: question {number} comes twice; question ids are unique.")
-        seen.add(number)
-        annotation = answered.get(number)
-        if annotation is not None and annotation["image_id"] != entry["image_id"]:
-            raise DataError(
-                f"question {number} is about image {entry['image_id']} in {questions}, "
-                f"about image {annotation['image_id']} in {annotations}."
-            )
-        question = _to_text(entry["question"])
-        if _is_empty(question, number, questions, left_out):
-            continue
-        # Millions of answers are a few thousand different ones: each text is kept once.
-        answers = tuple(intern(_to_text(answer["answer"])) for answer in annotation["answers"]) if annotation else None
-        records.append(
-            QuestionRecord(
-                id=str(number),
-                images=(_image_id(str(entry["image_id"]), coco),),
-                question=question,
-                question_type=intern(annotation.get("question_type", "")) if annotation else "",
-                answer_type=intern(annotation.get("answer_type", "")) if annotation else "",
-                answers=answers,
-                multiple_choice_answer=_most_frequent(annotation, answers or ()) if annotation else None,
-            )
-        )
-    return records
 
 
 def _most_frequent(annotation: Mapping[str, Any], answers: Sequence[str]) -> str | None:
     """The annotation's own choice, or, where it names none, the most frequent answer, the first of several."""
-    named: str | None = annotation.get("multiple_choice_answer")
+    named = annotation.get("multiple_choice_answer")
     if named is not None or not answers:
-        return named
+        return None if named is None else optional_text(named)
     return Counter(answers).most_common(1)[0][0]
 
 
@@ -281,7 +313,8 @@ def _find_part(root: Path, split: str) -> Path | str | None:
 def _held_out(records: Sequence[QuestionRecord], part: Path | str, root: Path) -> frozenset[str]:
     """Ids of the questions of a part of val."""
     if isinstance(part, str):
-        return frozenset(sorted((record.id for record in records), key=int)[-NUM_LAST:])
+        with Layout(root, "question"):
+            return frozenset(sorted((record.id for record in records), key=int)[-NUM_LAST:])
     listed = frozenset(map(canonical, read_ids(part) if part.suffix == ".txt" else _read_listed(part)))
     # Numbers of images and of questions look alike; a list is of those that it has more of.
     by_question = frozenset(record.id for record in records if canonical(record.id) in listed)
@@ -302,7 +335,8 @@ def _read_listed(path: Path) -> list[str]:
         isinstance(entry, dict) and "question_id" not in entry for entry in content
     ):
         raise DataError(f"{path} must be a JSON list of question or image ids, or of objects with a 'question_id'.")
-    return [str(entry["question_id"] if isinstance(entry, dict) else entry) for entry in content]
+    with Layout(path):
+        return [plain_id(entry["question_id"] if isinstance(entry, dict) else entry) for entry in content]
 
 
 def find_lxmert_questions(root: str | Path, split: str) -> Path | None:
@@ -328,21 +362,22 @@ def read_lxmert_questions(path: str | Path) -> list[QuestionRecord]:
             "Is it a file of LXMERT's data/vqa?"
         )
     records = []
-    for entry in content:
-        scores = entry.get("label")
-        answers, most = (None, None) if scores is None else answers_of_scores(scores)
-        records.append(
-            QuestionRecord(
-                id=str(entry["question_id"]),
-                images=(str(entry["img_id"]),),
-                question=_to_text(entry["sent"]),
-                question_type=entry.get("question_type") or "",
-                answer_type=entry.get("answer_type") or "",
-                answers=answers,
-                multiple_choice_answer=most,
+    with Layout(path) as at:
+        for at.entry, entry in enumerate(content):
+            scores = entry.get("label")
+            answers, most = (None, None) if scores is None else answers_of_scores(scores)
+            records.append(
+                QuestionRecord(
+                    id=plain_id(entry["question_id"]),
+                    images=(plain_id(entry["img_id"]),),
+                    question=_to_text(entry["sent"]),
+                    question_type=optional_text(entry.get("question_type")),
+                    answer_type=optional_text(entry.get("answer_type")),
+                    answers=answers,
+                    multiple_choice_answer=most,
+                )
             )
-        )
-    return records
+        return records
 
 
 def answers_of_scores(scores: Mapping[str, float]) -> tuple[tuple[str, ...], str | None]:
@@ -351,6 +386,8 @@ def answers_of_scores(scores: Mapping[str, float]) -> tuple[tuple[str, ...], str
     A score of 0.3, 0.6, 0.9 or 1 stands for 1, 2, 3, or 4 and more people. As many are entered, and the rest of the ten
     as `UNTOLD`, so that the official rule gives each answer just its score.
     """
+    if wrong := next((answer for answer in scores if not isinstance(answer, str)), None):
+        raise TypeError(f"the answer {wrong!r:.60}, where a text is expected")
     people = {
         answer: 4 if score > 0.95 else max(round(score / 0.3), 1) for answer, score in scores.items() if score > 0
     }
@@ -383,25 +420,27 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
     path = Path(path)
     records: dict[str, QuestionRecord] = {}
     for chunk in list_chunks(path):
-        for number, entry in stream_object(chunk):
-            if not isinstance(entry, dict) or not {"question", "imageId"} <= entry.keys():
-                raise DataError(
-                    f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?"
+        with Layout(chunk, "question") as at:
+            for at.entry, entry in stream_object(chunk):
+                number = at.entry
+                if not isinstance(entry, dict) or not {"question", "imageId"} <= entry.keys():
+                    raise DataError(
+                        f"{chunk}: question {number} lacks 'question' or 'imageId'. Is it a question file of GQA?"
+                    )
+                if number in records:
+                    raise DataError(f"{chunk}: question {number} comes twice; question ids are unique.")
+                question, types, answer = _to_text(entry["question"]), entry.get("types") or {}, entry.get("answer")
+                if _is_empty(question, number, chunk, left_out):
+                    continue
+                records[number] = QuestionRecord(
+                    id=number,
+                    images=(plain_id(entry["imageId"]),),
+                    question=question,
+                    question_type=optional_text(types.get("structural")),
+                    answer_type=optional_text(types.get("semantic")),
+                    answers=None if answer is None else (str(answer),),
+                    multiple_choice_answer=None if answer is None else str(answer),
                 )
-            if number in records:
-                raise DataError(f"{chunk}: question {number} comes twice; question ids are unique.")
-            question, types, answer = _to_text(entry["question"]), entry.get("types") or {}, entry.get("answer")
-            if _is_empty(question, number, chunk, left_out):
-                continue
-            records[number] = QuestionRecord(
-                id=number,
-                images=(str(entry["imageId"]),),
-                question=question,
-                question_type=types.get("structural") or "",
-                answer_type=types.get("semantic") or "",
-                answers=None if answer is None else (str(answer),),
-                multiple_choice_answer=None if answer is None else str(answer),
-            )
     return list(records.values())
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.data.annotations.files import entries, has_words, read_json
+from visling.data.annotations.files import Layout, entries, has_words, plain_id, read_json
 from visling.data.annotations.tables import Table
 from visling.errors import DataError, nearest
 from visling.image_ids import canonical
@@ -109,21 +109,23 @@ def read_refer(folder: Path, split: str, *, by: str | None = None) -> list[Refer
         )
     boxes, sizes = _read_objects(folder / INSTANCES)
     records: dict[str, ReferringRecord] = {}
-    for number, reference in chosen:
-        where = f"{path}: reference {reference.get('ref_id', number)}"
-        image, annotation = canonical(reference["image_id"]), reference["ann_id"]
-        if annotation not in boxes or image not in sizes:
-            what = f"annotation {annotation!r}" if annotation not in boxes else f"image {image}"
-            raise DataError(
-                f"{where} names {what}, which {folder / INSTANCES} does not list. The two files must come from one "
-                "release: download both again."
-            )
-        box = _check_box(boxes[annotation], sizes[image], f"{folder / INSTANCES}: annotation {annotation}")
-        for sentence in reference["sentences"]:
-            record = _make_record(sentence, where, image, box, sizes[image], reference, folder.name)
-            if record.id in records:
-                raise DataError(f"{where}: sentence {record.id} occurs twice. Remove the copy.")
-            records[record.id] = record
+    with Layout(path, "reference") as at:
+        for at.entry, reference in chosen:
+            number = at.entry
+            where = f"{path}: reference {reference.get('ref_id', number)}"
+            image, annotation = canonical(plain_id(reference["image_id"])), reference["ann_id"]
+            if annotation not in boxes or image not in sizes:
+                what = f"annotation {annotation!r}" if annotation not in boxes else f"image {image}"
+                raise DataError(
+                    f"{where} names {what}, which {folder / INSTANCES} does not list. The two files must come from one "
+                    "release: download both again."
+                )
+            box = _check_box(boxes[annotation], sizes[image], f"{folder / INSTANCES}: annotation {annotation}")
+            for sentence in reference["sentences"]:
+                record = _make_record(sentence, where, image, box, sizes[image], reference, folder.name)
+                if record.id in records:
+                    raise DataError(f"{where}: sentence {record.id} occurs twice. Remove the copy.")
+                records[record.id] = record
     return list(records.values())
 
 
@@ -193,11 +195,12 @@ def _is_in(part: str, split: str) -> bool:
 def _read_objects(path: Path) -> tuple[dict[Any, Any], dict[str, tuple[int, int] | None]]:
     """Box of each annotation, as the file has it, and size of each image."""
     content = read_json(path)
-    boxes = {entry["id"]: entry["bbox"] for entry in entries(content, "annotations", ("id", "bbox"), path)}
-    sizes = {}
-    for image in entries(content, "images", ("id",), path):
-        width, height = image.get("width"), image.get("height")
-        sizes[canonical(image["id"])] = (int(width), int(height)) if width and height else None
+    with Layout(path):
+        boxes = {entry["id"]: entry["bbox"] for entry in entries(content, "annotations", ("id", "bbox"), path)}
+        sizes = {}
+        for image in entries(content, "images", ("id",), path):
+            width, height = image.get("width"), image.get("height")
+            sizes[canonical(plain_id(image["id"]))] = (int(width), int(height)) if width and height else None
     return boxes, sizes
 
 
@@ -213,6 +216,12 @@ def _check_box(box: Any, size: tuple[int, int] | None, where: str) -> Box:
             "remove its reference."
         )
     return (x, y, width, height)
+
+
+def _check_reference(value: Any) -> int | None:
+    if value is None or type(value) is int:
+        return value
+    raise TypeError(f"ref_id {value!r:.60}, where a number is expected")
 
 
 def _is_number(value: Any) -> bool:
@@ -235,14 +244,14 @@ def _make_record(
     if not has_words(raw) and not has_words(" ".join(tokens)):
         raise DataError(f"{where}: sentence {sentence['sent_id']} has no words. Remove it, or fill it in.")
     return ReferringRecord(
-        id=str(sentence["sent_id"]),
+        id=plain_id(sentence["sent_id"]),
         images=(image,),
         raw=raw,
         sent=sent,
         tokens=tokens,
         box=box,
         size=size,
-        reference=reference.get("ref_id"),
+        reference=_check_reference(reference.get("ref_id")),
         split=str(reference["split"]),
         dataset=dataset,
     )

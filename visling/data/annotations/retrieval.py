@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from visling.data.annotations.captions import CaptionRecord, Captions, read_flickr30k_lines, read_karpathy
-from visling.data.annotations.files import the_one
+from visling.data.annotations.files import Layout, the_one
 from visling.errors import DataError
 from visling.image_ids import Aliases, canonical, from_file_name
-from visling.pickles import read_pickle
+from visling.pickles import read_array, read_pickle
 
 MOST_CAPTIONS = 5
 """Captions of an image that are used: the first five, as in all published numbers; a few images of COCO have more."""
@@ -148,10 +148,13 @@ def read_test_images(path: Path) -> frozenset[str]:
         DataError: the file is missing or holds something else.
     """
     try:
-        listed = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a list of image ids that can be read: {error}. Download it again.") from error
-    return frozenset(canonical(from_file_name(str(image))) for image in listed.ravel().tolist())
+        listed = read_array(path)
+    except DataError as error:
+        raise DataError(f"{path} is not a list of image ids that can be read: {error}") from error
+    if listed.dtype.kind not in "iuSU":
+        raise DataError(f"{path} is not a list of image ids: it holds {listed.dtype}. Download it again.")
+    with Layout(path):
+        return frozenset(canonical(from_file_name(str(image))) for image in listed.ravel().tolist())
 
 
 def read_pool(path: Path, images: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -165,20 +168,24 @@ def read_pool(path: Path, images: Sequence[str]) -> dict[str, tuple[str, ...]]:
     Raises:
         DataError: the file is missing or damaged, its parts do not fit together, or it lists no training image.
     """
-    content: Any = read_pickle(path)
+    with Layout(path):
+        return _match_pool(read_pickle(path), path, images)
+
+
+def _match_pool(content: Any, path: Path, images: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """See `read_pool`."""
     if not isinstance(content, Mapping) or not {"train_hard_pool", "train_image_list"} <= content.keys():
         found = ", ".join(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise DataError(f"{path} must hold train_hard_pool and train_image_list; found {found}.")
     pool, listed = np.asarray(content["train_hard_pool"]), [str(image) for image in content["train_image_list"]]
-    if pool.ndim != 2 or len(pool) != len(listed) or pool.shape[1] < 2:
+    if pool.ndim != 2 or len(pool) != len(listed) or pool.shape[1] < 2 or pool.dtype.kind not in "iuf":
         raise DataError(
             f"{path}: train_hard_pool must have a row of at least two numbers for each of the {len(listed)} images of "
             f"train_image_list; found the shape {pool.shape}. The file belongs to another data set."
         )
-    if pool.min() < 0 or pool.max() >= len(listed):
+    if pool.size and not (pool.min() >= 0 and pool.max() < len(listed)):
         raise DataError(
-            f"{path}: train_hard_pool names image {int(pool.max())} of {len(listed)}. The file belongs to another data "
-            "set."
+            f"{path}: train_hard_pool names image {pool.max():g} of {len(listed)}. The file belongs to another data set."
         )
     known = Aliases(images)
     ours = [known.find(image) for image in listed]

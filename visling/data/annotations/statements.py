@@ -76,7 +76,10 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for number, row in read_json_lines(path):
             yield f"{path}, line {number}", row
         return
-    for number, row in enumerate(read_json(path), start=1):
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path} must be a list of statements; found a {type(content).__name__}.")
+    for number, row in enumerate(content, start=1):
         if not isinstance(row, dict):
             raise DataError(
                 f"{path}, entry {number} is a {type(row).__name__}; expected an object, as in LXMERT's files."
@@ -133,7 +136,7 @@ def _read_label(row: Mapping[str, Any], where: str, *, of_lxmert: bool) -> bool 
     value = row.get("label")
     if value is None:
         return None
-    if of_lxmert and value in (0, 1):
+    if of_lxmert and isinstance(value, int | float) and value in (0, 1):
         return bool(value)
     if of_lxmert or not isinstance(value, str) or value.lower() not in ("true", "false"):
         expected = "0 or 1" if of_lxmert else '"True" or "False"'

@@ -140,6 +140,8 @@ class _Window:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - _NEAR
                 if self.ended or not cut:
                     raise self.describe_damage(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested without end
+                raise self.describe_damage(str(error)) from error
             else:
                 if end < len(self.text) or self.ended:  # a number at the end of the window may have more digits
                     self.at = end

@@ -17,13 +17,13 @@ import codecs
 import csv
 import difflib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from visling import damage
 from visling.data.annotations.files import has_words, read_json, read_lines
 from visling.data.annotations.problems import Place, Problems
 from visling.errors import DataError
@@ -127,7 +127,7 @@ class Row:
         value = self.values.get(name)
         try:
             number = float("nan" if value is None or isinstance(value, bool) else value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if abs(number) < float("inf"):
             return number
@@ -263,8 +263,8 @@ class Table:
         for number, line in read_lines(self.path):
             place = Place(self.path, "line", number)
             try:
-                values = json.loads(line) if line.strip() else None
-            except json.JSONDecodeError as error:
+                values = damage.parse_json(line) if line.strip() else None
+            except ValueError as error:
                 self.problems.add(place, f"not a JSON object: {error}", "Write one object a line.")
                 continue
             if isinstance(values, dict):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.data.annotations.files import has_words, read_json, read_json_lines, text_field
+from visling.data.annotations.files import Layout, has_words, read_json, read_json_lines, text_field
 from visling.errors import DataError
 from visling.image_ids import from_file_name
 from visling.types import Record
@@ -193,7 +193,12 @@ def read_metadata(record: VcrRecord) -> VcrMetadata:
             f"question {record.id!r} of VCR has no metadata {path}. "
             "Unpack the .json files of vcr1images.zip next to the annotations."
         )
-    content = read_json(path)
+    with Layout(path):
+        return _parse_metadata(read_json(path), record, path)
+
+
+def _parse_metadata(content: Any, record: VcrRecord, path: Path) -> VcrMetadata:
+    """See `read_metadata`."""
     if not isinstance(content, dict) or (lacking := {"boxes", "segms", "names", "width", "height"} - content.keys()):
         problem = (
             f"it lacks {', '.join(sorted(lacking))}"

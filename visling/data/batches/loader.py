@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from visling import runtime
 from visling.data.batches.collate import Collator
 from visling.data.batches.examples import Source, as_batch_source
+from visling.data.batches.permutation import InOrder, Order, shuffle
 from visling.data.batches.workers import check_workers, explain_killed, spread
 from visling.data.text import TextLayout
 from visling.draws import KeyedDraws, Stream
@@ -89,7 +90,7 @@ class Loader:
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
         self.accumulation = accumulation
         self.deal, self.prefetch, self.pin = deal, prefetch, pin
-        self.order = np.arange(len(source)) if order is None else order
+        self.order: Order = InOrder(len(source)) if order is None else order
         self.workers, self.layout = workers, layout
         self.rank = runtime.rank() if rank is None else rank
         self.world_size = runtime.world_size() if world_size is None else world_size
@@ -252,10 +253,9 @@ class _Epoch:
     def __init__(self, loader: Loader, epoch: int, stop: threading.Event) -> None:
         self.loader, self.epoch, self.stop = loader, epoch, stop
         count = len(loader.source)
-        order = loader.order
-        if loader.shuffle:
-            order = runtime.generator_for(loader.seed, epoch, _ORDER).permutation(count)
-        self.order: NDArray[np.int64] = order[: count - count % loader.global_size] if loader.drop_last else order
+        self.order = shuffle(count, loader.seed, epoch, _ORDER) if loader.shuffle else loader.order
+        self.count = count - count % loader.global_size if loader.drop_last else count
+        """Examples of the epoch; `drop_last` leaves out the last ones of the order."""
         self._chunk: tuple[int, list[NDArray[np.int64]], dict[int, Any]] = (-1, [], {})
         """Number of a chunk, its global batches, and what each of its examples shows."""
 
@@ -279,7 +279,7 @@ class _Epoch:
         return share, *loader.collator(examples, KeyedDraws(loader.seed, self.epoch, share))
 
     def _take(self, start: int, count: int) -> NDArray[np.int64]:
-        return self.order[start : start + count]
+        return self.order[start : min(start + count, self.count)]
 
     def _prepare_chunk(self, number: int) -> list[NDArray[np.int64]]:
         if self._chunk[0] != number:

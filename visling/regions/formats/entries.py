@@ -147,7 +147,7 @@ class Entry:
         if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
             found = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
             raise self.damaged(f"has a field {name} of type {found}; expected an array of numbers")
-        return value
+        return np.asarray(value)
 
 
 def build_regions(entry: Entry, names: FieldNames, feature_size: int | None, *, has_boxes: bool = True) -> RegionArray:

@@ -17,9 +17,9 @@ Letters  N images, R regions of an image, F feature width.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from visling.errors import DataError
+from visling import damage
+from visling.errors import DataError, VislingError
 from visling.pickles import read_pickle
 from visling.regions.formats.base import ImageRegions, RegionReader, damaged_file
 from visling.types import RegionArray
 
 _IDS_SUFFIX = "_imgid2idx.pkl"
 """Ends the name of a table image id -> row; the file's own name without its ending begins it."""
+_LEAST_BYTES, _TIMES_THE_FILE = 1 << 26, 50
+"""Most bytes that a dataset may claim: so many, or so many times the size of the file. Features shrink by a half."""
 _BOXES_APART = 1e-3
 """Pixels by which a box and its unit corners, multiplied by the image's size, may differ: both were rounded to
 float32."""
@@ -46,11 +49,12 @@ class RegionHdf5(RegionReader):
         super().__init__(path)
         if not self.path.is_file():
             raise DataError(f"{self.path} is a folder; expected an HDF5 file of region features.")
-        self._entries = _open_entries(self.path, layout)
-        self.layout = self._entries.layout
-        self.notes = self._entries.notes
-        self.total = len(self._entries.image_ids)
-        self.feature_size = self._entries.find_feature_size()
+        with _explain_damage(self.path, "cannot be opened as an HDF5 file of region features"):
+            self._entries = _open_entries(self.path, layout)
+            self.layout = self._entries.layout
+            self.notes = self._entries.notes
+            self.total = len(self._entries.image_ids)
+            self.feature_size = self._entries.find_feature_size()
 
     def images(self, skip: Container[str] = ()) -> Iterator[ImageRegions]:
         """Image by image: in the order of the rows, groups in that of their names.
@@ -59,8 +63,23 @@ class RegionHdf5(RegionReader):
             DataError: an entry that was cut off or is not of the layout; says which.
         """
         for number, image_id in enumerate(self._entries.image_ids):
-            regions = None if image_id in skip else self._entries.decode(number)
-            yield ImageRegions(image_id, regions, number + 1, self._entries.where(number))
+            where = self._entries.where(number)
+            with _explain_damage(self.path, f"{where}, cannot be read"):
+                regions = None if image_id in skip else self._entries.decode(number)
+            yield ImageRegions(image_id, regions, number + 1, where)
+
+
+@contextmanager
+def _explain_damage(path: Path, what: str) -> Iterator[None]:
+    """Turn what HDF5's library and its reader in Python raise on damaged files into a `DataError`."""
+    try:
+        yield
+    except VislingError:
+        raise
+    except (*damage.LAYOUT, RuntimeError, OSError, AssertionError) as error:
+        raise DataError(
+            f"{path}, {what} ({error}). It is truncated, damaged or of another kind: download it again."
+        ) from error
 
 
 class _Entries(ABC):
@@ -97,10 +116,34 @@ class _Entries(ABC):
 
     def read(self, number: int, dataset: Any, rows: Any = ()) -> NDArray[Any]:
         """A part of a dataset."""
+        check_dataset(self.path, dataset)
         try:
             return np.asarray(dataset[rows])
         except (OSError, RuntimeError) as error:
             raise self.damaged(number, f"has {dataset.name} that cannot be read ({error})") from error
+
+
+def check_dataset(path: Path, dataset: Any) -> None:
+    """Refuse a dataset that claims more than a file of this size can hold, whose numbers lie in other files, or that
+    holds no numbers.
+
+    Raises:
+        DataError: it does.
+    """
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{path} has a {type(dataset).__name__} where numbers are expected. Download it again.")
+    if dataset.is_virtual or dataset.external or dataset.file.filename != str(path):
+        raise DataError(
+            f"{path} takes {dataset.name} from other files, which is not followed. Join them into one file."
+        )
+    if dataset.dtype.kind not in "fiu":
+        raise DataError(f"{path} has {dataset.name} of type {dataset.dtype}; expected numbers. Download it again.")
+    most = max(_LEAST_BYTES, _TIMES_THE_FILE * path.stat().st_size)
+    if dataset.nbytes > most:
+        raise DataError(
+            f"{path} claims {dataset.nbytes} bytes of {dataset.name} {dataset.shape}, more than {most}. It is damaged: "
+            "download it again."
+        )
 
 
 class _Rows(_Entries):
@@ -118,6 +161,7 @@ class _Rows(_Entries):
                     f"{self.path} has no dataset {name}; the layout {self.layout} has "
                     f"{', '.join(self.fields.values())}."
                 )
+            check_dataset(self.path, self.file[name])
 
     def check_shapes(self, dimensions: int, widths: Mapping[str, int]) -> None:
         """Refuse datasets that do not have the same images and regions as the features.
@@ -196,6 +240,7 @@ class _Ban(_UpDown):
     def check_names(self) -> None:
         """Refuse a file without one of the datasets, or with ranges that are not of its rows."""
         super().check_names()
+        check_dataset(self.path, self.file["pos_boxes"])
         ranges, total = np.asarray(self.file["pos_boxes"]), self.file["image_features"].shape[0]
         path = self.path
         if ranges.ndim != 2 or ranges.shape[1] != 2:
@@ -390,9 +435,9 @@ def _read_descriptions(path: Path, count: int) -> list[tuple[str, tuple[int, int
             "that was released with the file there, under this name."
         )
     try:
-        entries = json.loads(file.read_bytes())
+        entries = damage.parse_json(file.read_bytes())
         described = [(str(entry["img_id"]), (int(entry["img_w"]), int(entry["img_h"]))) for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
+    except damage.LAYOUT as error:
         raise DataError(
             f"{file} is no list of img_id, img_w and img_h ({type(error).__name__}: {error}). Download it again."
         ) from error

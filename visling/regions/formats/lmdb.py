@@ -19,28 +19,25 @@ Letters  F feature width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lmdb
-
-from visling.errors import ConfigError, DataError
+from visling import damage
+from visling.errors import ConfigError, DataError, VislingError
 from visling.image_ids import from_file_name
 from visling.pickles import load_pickle
 from visling.regions.formats.base import ImageRegions, RegionReader, damaged_file
 from visling.regions.formats.entries import Entry, FieldNames, build_regions, list_notes
+from visling.regions.formats.lmdb_pages import LmdbPages
 from visling.types import RegionArray
 
 DATA = "data.mdb"
 """The file of an LMDB folder."""
 _LISTS = (b"keys", b"__keys__")
 """Entries that list the keys."""
-_MAP_BYTES = 1 << 27
-"""After so many bytes the file is mapped anew, so that pages that were read do not pile up in memory."""
 
 _VOLTA = FieldNames(
     size=("img_w", "img_h"),
@@ -80,7 +77,7 @@ _RECORDS: Mapping[str, tuple[str, ...]] = {
 
 
 class RegionLmdb(RegionReader):
-    """An LMDB folder or file, opened for reading and without a lock: nothing is written next to it."""
+    """An LMDB folder or file, read without a lock: nothing is written next to it."""
 
     def __init__(self, path: str | Path, layout: str | None = None) -> None:
         super().__init__(path)
@@ -132,51 +129,39 @@ class RegionLmdb(RegionReader):
     # The file
 
     def _count_images(self) -> int:
-        """Number of images, after a check that the file is whole: reading behind its end would kill the process."""
-        file = self.path / DATA if self.path.is_dir() else self.path
-        with self._open() as (environment, transaction):
-            expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-            found = file.stat().st_size
-            if found < expected:
+        """Number of images, after a check that the file is whole."""
+        with self._open() as pages:
+            found = self._file.stat().st_size
+            if found < pages.needed:
                 raise DataError(
-                    f"{file} is truncated: found {found} bytes, expected {expected}. Download it again. (A file that "
-                    "LMDB's own programs read whole is rewritten without its unused end by `mdb_copy -c`.)"
+                    f"{self._file} is truncated: found {found} bytes, expected {pages.needed}. Download it again. (A "
+                    "file that LMDB's own programs read whole is rewritten without its unused end by `mdb_copy -c`.)"
                 )
-            lists = sum(transaction.get(key) is not None for key in _LISTS)
-            return int(environment.stat()["entries"]) - lists
+            return int(pages.entries) - sum(key in pages for key in _LISTS)
+
+    @property
+    def _file(self) -> Path:
+        return self.path / DATA if self.path.is_dir() else self.path
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[Any, Any]]:
-        """The environment and a transaction that reads it."""
+    def _open(self) -> Iterator[LmdbPages]:
+        """The file, opened; what is wrong with its pages is a `DataError`."""
         try:
-            with (
-                lmdb.open(
-                    str(self.path), subdir=self.path.is_dir(), readonly=True, lock=False, create=False
-                ) as environment,
-                environment.begin() as transaction,
-            ):
-                yield environment, transaction
-        except lmdb.Error as error:
+            with self._file.open("rb") as file:
+                yield LmdbPages(file)
+        except VislingError:
+            raise
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.path} cannot be read as LMDB: {error}. It is truncated or damaged: download it again."
             ) from error
 
     def _read_items(self) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values in the order of the keys."""
-        start: bytes | None = b""
-        while start is not None:
-            with self._open() as (_, transaction):
-                cursor = transaction.cursor()
-                found, start, size = cursor.set_range(start), None, 0
-                while found:
-                    key, value = cursor.item()
-                    if size > _MAP_BYTES:
-                        start = key
-                        break
-                    if key not in _LISTS:
-                        yield key, value
-                    size += len(value)
-                    found = cursor.next()
+        with self._open() as pages:
+            for key, value in pages:
+                if key not in _LISTS:
+                    yield key, value
 
     def _read_entries(self) -> Iterator[tuple[Entry, str]]:
         """Entries with the layout that each has."""
@@ -244,7 +229,7 @@ def _read_vcr_names(path: Path) -> dict[str, str]:
     for place in (folder.parent, folder):
         for table in sorted(place.glob("VCR_*ImagePath2Id.json")):
             try:
-                content = json.loads(table.read_text(encoding="utf-8"))
+                content = damage.parse_json(table.read_text(encoding="utf-8"))
                 names.update((str(int(number)), from_file_name(name)) for name, number in content.items())
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise DataError(
