@@ -64,6 +64,7 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/attention.py --out benchmarks/results
 	$(BIN)/python benchmarks/roofline.py --out benchmarks/results --precision $(PRECISION)
 	$(BIN)/python benchmarks/needed.py --out benchmarks/results
+	$(BIN)/python benchmarks/log_cost.py --out benchmarks/results
 	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/conversion.py --out benchmarks/results
 	$(BIN)/python benchmarks/extraction.py --out benchmarks/results

@@ -29,6 +29,7 @@ ARGUMENTS = {
     "small_models": "--models visualbert --preset tiny --batch-size 4 --steps 1 --warmup 0 --pairs 2 --threads 1",
     "attention": "--batch-size 3 --threads 1 --warmup 0 --repeats 2",
     "roofline": f"--models lxmert {SMALL}",
+    "log_cost": f"--models lxmert {SMALL}",
     "needed": f"--models lxmert cvlp {SMALL}",
     "store": "--images 12 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --warmup 0 --repeats 2",
     "retrieval": (

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -213,11 +213,6 @@ def launch() -> str | None:
     return f"process {parent} {began} of {socket.gethostname()}"
 
 
-def restarts() -> int:
-    """How often torchrun has started this process again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return rank() == 0
@@ -270,7 +265,13 @@ def process_group(processes: int = 1) -> Iterator[None]:
             torch.cuda.set_device(local_rank())
         _end_with_parent()
         with _explain_lost():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+            dist.init_process_group(
+                "nccl" if torch.cuda.is_available() else "gloo",
+                store=_meet(),
+                rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
+                timeout=PATIENCE,
+            )
             _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
             if not is_main():
                 _silence_output()
@@ -282,6 +283,35 @@ def process_group(processes: int = 1) -> Iterator[None]:
                 _patient = None
                 _forget_spread_tensors()
                 dist.destroy_process_group()
+
+
+def _meet() -> Any:
+    """Where the processes of a group learn each other's addresses.
+
+    torchrun offers a store of its own, which outlives its restarts and still has the addresses of processes that are
+    gone (seen with PyTorch 2.13: the restarted ones try to reach those, and fail). There it only says where process 0
+    of this start serves another one.
+    """
+    # Not every build of PyTorch has them
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, processes = next(rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
+    host, key = os.environ["MASTER_ADDR"], "visling/port"
+    if rank == 0:
+        served = TCPStore(host, 0, processes, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+        store.set(key, str(served.port))
+        return served
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < end:
+        port = int(store.get(key))
+        with contextlib.suppress(OSError):  # that of an earlier start, whose process 0 is gone
+            socket.create_connection((host, port), timeout=5).close()
+            return TCPStore(host, port, processes, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+        time.sleep(0.1)
+    raise LostProcessError(f"process {rank} has found no process 0 at {host} for {PATIENCE}. Start the command again.")
 
 
 def _forget_spread_tensors() -> None:

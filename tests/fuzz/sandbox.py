@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from fuzz.readers.base import Reader
+
 from visling.errors import VislingError
 
 SECONDS = 5
@@ -173,9 +174,8 @@ def _lacked_memory(error: BaseException | None) -> bool:
 
 
 if __name__ == "__main__":
-    import torch
-
     import fuzz.readers  # noqa: F401
+    import torch
 
     torch.set_num_threads(1)
     _serve(Connection(int(sys.argv[1])))

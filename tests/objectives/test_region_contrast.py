@@ -472,6 +472,20 @@ def test_a_compiled_step_equals_the_eager_one() -> None:
     assert len(objective._waiting) == 2
 
 
+def test_keys_of_an_update_that_is_left_out_join_nothing() -> None:
+    encoder = Toy()
+    objective = objective_of(encoder, queue_size=8).train()
+    batch, targets = batch_of()
+    objective(step_of(encoder, batch, targets))
+    key = [parameter.clone() for parameter in objective.key.parameters()]
+    objective.after_skip()
+    assert int(objective.queue.filled) == 0
+    assert all(map(torch.equal, key, objective.key.parameters()))
+    objective(step_of(encoder, batch, targets))
+    objective.after_update()
+    assert int(objective.queue.filled) == 6, "of the second update alone"
+
+
 @pytest.fixture
 def alone_in_a_group(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)

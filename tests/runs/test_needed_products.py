@@ -214,7 +214,9 @@ def make_pretraining(name: str, rows: int, *, padded: bool = True) -> tuple[Pret
         if isinstance(module, DependsOnValues):
             module.use_typical_path()
     tokens, regions = draw_lengths(rows, 5, 20, 0), draw_lengths(rows, 3, 30, 1)
-    batch = make_batch(run.encoder, tokens if padded else [TOKENS] * rows, regions if padded else [REGIONS] * rows)
+    if not padded:  # nor free slots where every region is to be predicted
+        tokens, regions = [TOKENS] * rows, [2 * SLOT_MULTIPLE] * rows
+    batch = make_batch(run.encoder, tokens, regions)
     batch = dataclasses.replace(batch, text=dataclasses.replace(batch.text, answer_at=None))
     assert batch.regions is not None
     rng = np.random.default_rng(2)
@@ -261,11 +263,16 @@ def test_pytorchs_own_counter_agrees_where_nothing_is_padded(name: str, monkeypa
     model, batch, targets = make_pretraining(name, 24, padded=False)
     with FlopCounterMode(display=False) as counter:
         model(batch, targets).value.backward()
-    assert pretraining_products(model, batch, targets).step.total == pytest.approx(counter.get_total_flops(), rel=0.02)
+    # It does not know `addmm_`, by which CVLP sums up gradients of its keys; and LXMERT's head transforms those regions
+    # twice of which it predicts both the class and the feature.
+    allowed = {"cvlp": 0.003, "lxmert": 0.006}.get(name, 0.0)
+    assert pretraining_products(model, batch, targets).step.total == pytest.approx(
+        counter.get_total_flops(), rel=allowed, abs=0
+    )
     task, batch = make_task(name, CLASSIFY), make_batch(tiny_config(name), [TOKENS] * 24, [REGIONS] * 24)
     with FlopCounterMode(display=False) as counter:
         task.train()(batch)["only"].sum().backward()
-    assert task_products(task, batch).step.total == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert task_products(task, batch).step.total == counter.get_total_flops()
 
 
 def test_text_without_images_needs_its_masked_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +283,7 @@ def test_text_without_images_needs_its_masked_words_alone(monkeypatch: pytest.Mo
     passages = dataclasses.replace(batch, regions=None)
     needed = pretraining_products(model, passages, targets, only=["masked_lm"]).step
     with FlopCounterMode(display=False) as counter:
-        text_loss(model, passages, targets).value.backward()
+        text_loss(model, passages, targets).value.backward()  # type: ignore[no-untyped-call]
     assert needed.total == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert needed.total < pretraining_products(model, batch, targets, only=["masked_lm"]).step.total
 
@@ -289,9 +296,8 @@ def test_an_objective_of_weight_zero_is_not_computed(monkeypatch: pytest.MonkeyP
     with FlopCounterMode(display=False) as counter:
         model(batch, targets).value.backward()
     computed = [name for name, weight in model.weights.items() if weight]
-    needed = pretraining_products(model, batch, targets, only=computed).step
-    assert needed.total == pytest.approx(counter.get_total_flops(), rel=0.02)
-    assert needed.total < 0.98 * pretraining_products(model, batch, targets).step.total
+    assert pretraining_products(model, batch, targets, only=computed).step.total == counter.get_total_flops()
+    assert pretraining_products(model, batch, targets).step.total > counter.get_total_flops()
 
 
 def test_what_is_known() -> None:

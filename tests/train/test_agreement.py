@@ -40,13 +40,12 @@ def test_the_first_request_is_noted_and_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     acts: list[str] = []
     with listen(acts.append) as interruption:
-        assert interruption.asked == ""
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert interruption.asked == "terminated"
-        signal.raise_signal(signal.SIGINT)
-        assert interruption.asked == "interrupted"
+        seen = [interruption.asked]
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+            seen.append(interruption.asked)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "the next one ends at once"
+    assert seen == ["", "terminated", "terminated", "interrupted"]
     assert acts == ["terminated"]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 

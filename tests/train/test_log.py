@@ -125,18 +125,22 @@ def test_plain_lines(tmp_path: Path) -> None:
 
 
 def test_a_line_is_no_wider_than_a_screen() -> None:
-    """Parts of the loss that do not fit are on a line of their own; what cannot be shortened is not cut off."""
+    """Parts of the loss that do not fit are on lines of their own."""
     stream = io.StringIO()
     parts = {"masked_lm": 2.90812, "matching": 0.704213, "masked_regions": 0.123456, "image_qa": 6.41231}
+    more = {f"{name}_accuracy": 0.25 for name in parts}
     with Log(stream=stream) as log:
         log.start(0, 917_000)
-        train_line(log, 123_450, parts=parts)
+        train_line(log, 123_450, parts={**parts, **more})
         train_line(log, 9, parts=dict(list(parts.items())[:1]), loss=2.9, lr=1e-4)
-    first, second, third = stream.getvalue().splitlines()
+    first, second, more_parts, third = stream.getvalue().splitlines()
     assert first == (f"step 123450/917000  epoch 1  loss 1.5  lr 5.00e-05  {USED}  18.4 days left")
-    assert second == "  masked_lm 2.908  matching 0.7042  masked_regions 0.1235  image_qa 6.412"
+    assert second == (
+        "  masked_lm 2.908  matching 0.7042  masked_regions 0.1235  image_qa 6.412  masked_lm_accuracy 0.25"
+    )
+    assert more_parts == "  matching_accuracy 0.25  masked_regions_accuracy 0.25  image_qa_accuracy 0.25"
     assert third.startswith("step 9/917000  epoch 1  loss 2.9  lr 1.00e-04  80 examples/s")
-    assert all(len(line) <= WIDTH for line in (second, third))
+    assert all(len(line) <= WIDTH for line in (first, second, more_parts, third))
 
 
 def test_a_run_bounded_by_time_shows_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from visling.errors import RunError
 from visling.train import engine
+from visling.train.config import TrainConfig
 from visling.train.engine import fit
 from visling.train.log import Log, read
 from visling.train.not_finite import MOST_IN_A_ROW, FiniteGuard, name_tensors
@@ -85,7 +86,8 @@ def test_a_run_stops_and_keeps_the_batch(toy: ModuleType, tmp_path: Path, spoil:
     assert about["not_finite"] == what
     assert about["settings"]["max_steps"] is None
     (kept,) = about["micro_batches"].values()
-    assert kept["position"] == {"epoch": 0, "next": 4}
+    assert (kept["position"]["epoch"], kept["position"]["next"]) == (0, 4)
+    assert kept["examples"] is None, "this loader does not tell"
     assert (kept["loss"] == "nan") is (what == "loss")
     assert set(kept["parts"]) == {"answer", "size"}
 
@@ -102,8 +104,8 @@ def test_the_state_before_a_bad_update_resumes_as_if_it_had_not_been(toy: Module
 @pytest.mark.parametrize("spoil", [nan, steep])
 def test_an_update_is_left_out_and_the_schedule_goes_on(toy: ModuleType, tmp_path: Path, spoil: Spoil) -> None:
     out = tmp_path / "run"
-    optim = engine.TrainConfig().optim
-    settings = {"not_finite": "skip", "log_every": 1, "average": 0.5, "optim": optim}
+    optim = OptimConfig()
+    settings: dict[str, Any] = {"not_finite": "skip", "log_every": 1, "average": 0.5, "optim": optim}
     _, state, after = train(toy, out, spoil=spoil, at=(1, 5, 6), **settings)
     good = [entry for entry in read(tmp_path / "run" / "log.jsonl") if entry["kind"] == "train"]
     _, _, whole = train(toy, tmp_path / "good", at=(), **settings)
@@ -157,7 +159,7 @@ def test_statistics_of_norms_are_those_before_the_update(tmp_path: Path) -> None
     def step(x: Tensor, y: Tensor) -> Loss:
         return Loss.mean("answer", F.cross_entropy(model(x), y, reduction="none"))
 
-    config = engine.TrainConfig(epochs=1, not_finite="skip")
+    config = TrainConfig(epochs=1, not_finite="skip")
     state = fit(model, step, Few(), config=config, log=Log())
     assert (state.step, state.skipped) == (2, 1)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
@@ -194,7 +196,8 @@ def test_a_loss_that_is_read_late_keeps_the_batch_made_again(
 
 
 def test_tensors_are_named_by_their_path() -> None:
-    text = Text(ids=torch.ones(2, 3, dtype=torch.int64), segments=None, mask=torch.ones(2, 3, dtype=torch.bool))
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    text = Text(ids=ids, segments=ids, mask=torch.ones(2, 3, dtype=torch.bool))
     batch = Batch(text=text, regions=None, group=1)
     names = dict(name_tensors("batch", batch))
     assert {"batch.text.ids", "batch.text.mask"} <= names.keys()

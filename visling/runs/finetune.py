@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from visling import config as configs
-from visling import models, runtime
+from visling import models
 from visling.data.annotations.image_lists import without_images
 from visling.data.annotations.problems import Problems
 from visling.data.annotations.tables import ImageNames
@@ -35,8 +35,8 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
-from visling.runs.inputs import Inputs, fit_batch, fit_to_store
-from visling.runs.needed_products import are_known, task_products
+from visling.runs.inputs import Inputs, fit_batch, fit_to_store, limit_records
+from visling.runs.needed_products import count_for_task
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
@@ -223,7 +223,7 @@ class Finetuning:
             conflicts.refuse()
         kept = read if config.without_images is None else without_images(read, config.without_images)
         self.left_out = len(read) - len(kept)
-        self.train_records = _limit_records(kept, config)
+        self.train_records = limit_records(kept, config)
         self.valid_records = valid
         if not self.train_records or not self.valid_records:
             raise DataError(
@@ -277,9 +277,7 @@ class Finetuning:
             notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples(started_by)],
             variant=lambda: None,
             count=count,
-            products=(lambda pair: task_products(model, pair[0]).step.total)
-            if are_known(config.encoder, model.extractor)
-            else None,
+            products=count_for_task(model),
         )
 
     def fit_batch(self, started_by: int | None) -> tuple[int, str]:
@@ -490,11 +488,3 @@ def _choose_metric(
         return config, []
     note = f"validation has no {config.train.metric} ({why}): the best weights are chosen by {task.metric}"
     return replace(config, train=replace(config.train, metric=task.metric, direction="max")), [note]
-
-
-def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:
-    """The training records, cut to the config's limit by a draw that its seed determines."""
-    if config.train_limit is None:
-        return records
-    order = runtime.generator_for(config.train.seed).permutation(len(records))[: config.train_limit]
-    return [records[int(index)] for index in order]

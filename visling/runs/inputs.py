@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from visling.objectives.masked_regions import RegionLosses
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.regions.on_device import DeviceFeatures, FeatureRows, load_features
 from visling.regions.store import NativeStore
-from visling.types import Batch, InputSpec, RegionStore, Targets
+from visling.types import Batch, InputSpec, Record, RegionStore, Targets
 
 C = TypeVar("C", PretrainConfig, FinetuneConfig)
 
@@ -117,6 +118,14 @@ def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int, started_by
         return asked, ""
     fitting = max(1, examples // config.train.accumulation)
     return fitting, f"{examples} training examples do not fill a batch of {asked}: batches of {fitting} are used"
+
+
+def limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:
+    """Training records, cut to the config's limit by a draw that its seed determines."""
+    if config.train_limit is None:
+        return records
+    order = runtime.generator_for(config.train.seed).permutation(len(records))[: config.train_limit]
+    return [records[int(index)] for index in order]
 
 
 class Inputs:

@@ -189,6 +189,13 @@ def task_products(model: TaskModel, batch: Batch) -> Needed:
     return _encode(config, lengths, Reading(summary=summary, tokens=tokens, regions=regions)) + heads
 
 
+def count_for_task(model: TaskModel) -> Callable[[tuple[Batch, Any]], float] | None:
+    """What the engine asks of a batch with its targets: operations of a micro-step; None where they are not known."""
+    if not are_known(model.encoder.config, model.extractor):
+        return None
+    return lambda pair: task_products(model, pair[0]).step.total
+
+
 def encoder_products(config: Any, batch: Batch, reading: Reading) -> Needed:
     """What the states that are read of a batch need.
 

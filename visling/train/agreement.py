@@ -1,7 +1,7 @@
 """What the processes of a run decide together, once per update.
 
 Every process contributes a few numbers, and all get the highest of each. They travel from CPU to CPU, on GPUs through a
-group of their own next to NCCL's: the devices are not waited for. benchmarks/results/agreement.md has its cost.
+group of their own next to NCCL's: the devices are not waited for.
 """
 
 from __future__ import annotations

@@ -228,9 +228,9 @@ class Trainer:
         if step and self.run_folder is not None:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
             self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
-        self.meter.announce(self.log, self.run_folder, step)
-        if self.config.shard and self.alone:
+        if self.config.shard and runtime.world_size() == 1:
             self.log.event("one process has nobody to share the model with: train.shard does nothing", step=step)
+        self.meter.announce(self.log, self.run_folder, step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 

@@ -307,10 +307,10 @@ def cut(path: Path, step: int) -> None:
 
 def _lay_out(start: str, inner: str, rate: str, used: Sequence[str], end: str) -> str:
     """A line of text that is no wider than `WIDTH` if that can be: with fewer words on the machine, or with the parts
-    of the loss on a line of their own.
+    of the loss on lines of their own.
 
     Args:
-        inner: parts of the loss; empty = none.
+        inner: parts of the loss, two spaces apart; empty = none.
         used: how the machine was used, in words and in fewer.
     """
     if inner:
@@ -319,8 +319,13 @@ def _lay_out(start: str, inner: str, rate: str, used: Sequence[str], end: str) -
             if len(line) <= WIDTH:
                 return line
     lines = [f"{start}{rate}{words}{end}" for words in used]
-    line = next((line for line in lines if len(line) <= WIDTH), lines[-1])
-    return f"{line}\n  {inner}" if inner else line
+    whole = [next((line for line in lines if len(line) <= WIDTH), lines[-1])]
+    for part in inner.split("  ") if inner else ():
+        if len(whole) > 1 and len(whole[-1]) + 2 + len(part) <= WIDTH:
+            whole[-1] += f"  {part}"
+        else:
+            whole.append(f"  {part}")
+    return "\n".join(whole)
 
 
 def format_rate(rate: float) -> str:

@@ -113,12 +113,11 @@ class Meter:
         self._clock = time.monotonic()
         everywhere = [entry for entry in gather(bad) if entry is not None]
         if everywhere:
-            step, parts = min(everywhere, key=itemgetter(0))
+            first = min(everywhere, key=itemgetter(0))
             raise NotFiniteError(
-                step,
-                parts,
+                *first,
                 "The weights have been corrupted since that step; the saved state, if any, is an earlier one.",
-                own=bad is not None and bad[0] == step,
+                own=bad is not None and bad[0] == first[0],
             )
 
     def report(self, log: Log, state: State, *, epoch: int, lr: float, seconds: float) -> None:

@@ -17,9 +17,12 @@ def mark_begun(folder: Path) -> None:
 
 
 def was_restarted(folder: Path) -> bool:
-    """Whether torchrun has started this process again after it had begun this very folder: one that lay there before is
-    not continued unasked."""
-    if runtime.restarts() == 0:
+    """Whether the torchrun that started this process has begun this very folder, and has started the process again
+    since. One that lay there before is not continued unasked.
+
+    torchrun's own count of restarts does not say it: those for which another machine is to blame are not counted.
+    """
+    if runtime.launch() is None:
         return False
     try:
         return (folder / MARK).read_text(encoding="utf-8").strip() == runtime.launch()
