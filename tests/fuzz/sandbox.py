@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from fuzz.readers.base import Reader
-
 from visling.errors import VislingError
 
 SECONDS = 5
@@ -174,8 +173,9 @@ def _lacked_memory(error: BaseException | None) -> bool:
 
 
 if __name__ == "__main__":
-    import fuzz.readers  # noqa: F401
     import torch
+
+    import fuzz.readers  # noqa: F401
 
     torch.set_num_threads(1)
     _serve(Connection(int(sys.argv[1])))

@@ -15,9 +15,9 @@ import lmdb
 import msgpack
 import numpy as np
 import torch
+
 from fuzz.promises import check_reader
 from fuzz.readers.base import Reader
-
 from visling.regions.formats import open_reader
 
 _WIDTH, _COUNT, _CLASSES = 3, 2, 4

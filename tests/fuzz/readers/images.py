@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz.promises import find_one
-from fuzz.readers.base import Reader
 from PIL import Image
 
+from fuzz.promises import find_one
+from fuzz.readers.base import Reader
 from visling.vision.image_files import ImageReader, list_images
 from visling.vision.images import read_header, read_image
 
