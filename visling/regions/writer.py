@@ -65,7 +65,7 @@ def _explain_failure(
     """Let a method of a writer turn errors of writing into a StoreError that says what to do."""
 
     @functools.wraps(method)
-    def explained(self: StoreWriter, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def explained(self: StoreWriter, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return method(self, *args, **kwargs)
         except OSError as error:

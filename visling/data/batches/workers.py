@@ -167,7 +167,7 @@ def _share_tensors(item: Any) -> None:
     try:
         for leaf in pytree.tree_leaves(item):
             if isinstance(leaf, torch.Tensor) and leaf.numel():
-                leaf.share_memory_()
+                leaf.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise RunError(
             f"no shared memory (/dev/shm) is left for batches: {error}. Free some and continue the run with --resume, "
