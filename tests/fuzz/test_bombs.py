@@ -18,11 +18,11 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from fuzz.readers import READERS
 from fuzz.sample import Sample
 from fuzz.sandbox import Outcome, Sandbox
+from PIL import Image
+
 from visling.errors import DataError
 from visling.pickle_length import find_end
 from visling.pickles import load_pickle
@@ -90,7 +90,8 @@ def test_an_array_of_objects_that_claims_more_than_it_holds(read: Read) -> None:
 def test_the_end_of_a_pickle_is_found(protocol: int) -> None:
     values = [
         "x" * 300, "ü" * 70_000, b"y" * 300, bytearray(b"z" * 70_000), 1, -(2**40), 10**1000, 1.5, None, True, (), (1,),
-        (1, 2, 3, 4), {1: [2]}, {3}, frozenset([4]), np.arange(3), np.float32(1), [str(number) for number in range(70_000)],
+        (1, 2, 3, 4), {1: [2]}, {3}, frozenset([4]), np.arange(3), np.float32(1),
+        [str(number) for number in range(70_000)],
     ]  # fmt: skip
     content = pickle.dumps(values, protocol)
     assert find_end(b"??" + content + b"more.", 2) == 2 + len(content)
@@ -242,10 +243,12 @@ def test_manifests_that_were_forged(
 
 
 def write_lmdb(path: Path) -> bytes:
-    with lmdb.open(str(path), map_size=1 << 22, subdir=False, lock=False) as environment:
-        with environment.begin(write=True) as transaction:
-            for number in range(300):
-                transaction.put(b"%04d" % number, bytes([number % 256]) * (10 + 100 * (number % 60)))
+    with (
+        lmdb.open(str(path), map_size=1 << 22, subdir=False, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for number in range(300):
+            transaction.put(b"%04d" % number, bytes([number % 256]) * (10 + 100 * (number % 60)))
     return path.read_bytes()
 
 
@@ -253,9 +256,11 @@ def test_lmdb_is_read_as_its_own_library_reads_it(tmp_path: Path) -> None:
     from visling.regions.formats.lmdb_pages import LmdbPages
 
     content = write_lmdb(tmp_path / "x.mdb")
-    with lmdb.open(str(tmp_path / "x.mdb"), subdir=False, lock=False, readonly=True) as environment:
-        with environment.begin() as transaction:
-            expected = list(transaction.cursor())
+    with (
+        lmdb.open(str(tmp_path / "x.mdb"), subdir=False, lock=False, readonly=True) as environment,
+        environment.begin() as transaction,
+    ):
+        expected = list(transaction.cursor())
     pages = LmdbPages(io.BytesIO(content))
     assert list(pages) == expected
     assert (pages.entries, len(expected)) == (300, 300)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from fuzz.promises import check_texts
 from fuzz.readers.base import Reader, writes_all, writes_json, writes_lines, writes_text
+
 from visling.analysis.head_quantities import read_grounding
 from visling.analysis.run_files import RunFiles
 from visling.metrics.vcr import ANSWER_COLUMNS, RATIONALE_COLUMNS, read_submission
