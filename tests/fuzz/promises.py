@@ -83,11 +83,12 @@ def check_regions(regions: RegionArray, width: int | None = None) -> None:
     assert regions.features.ndim == 2
     assert width in (None, regions.features.shape[1]), f"features {regions.features.shape}, promised width {width}"
     assert regions.boxes.shape == (count, 4), f"boxes {regions.boxes.shape} of {count} regions"
-    assert len(regions.size) == 2 and all(type(side) is int for side in regions.size), f"size {regions.size!r}"
+    assert [type(side) for side in regions.size] == [int, int], f"size {regions.size!r}"
     for field in dataclasses.fields(regions):
         value = getattr(regions, field.name)
         if field.name != "size" and value is not None:
-            assert isinstance(value, np.ndarray) and value.dtype.kind in "fiu", f"{field.name} of {value.dtype}"
+            assert isinstance(value, np.ndarray)
+            assert value.dtype.kind in "fiu", f"{field.name} of {value.dtype}"
             assert len(value) == count, f"{field.name} {value.shape} of {count} regions"
 
 
@@ -104,7 +105,8 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Names and tensors whose numbers are all there."""
     assert tensors
     for name, tensor in tensors.items():
-        assert isinstance(name, str) and isinstance(tensor, Tensor)
+        assert isinstance(name, str)
+        assert isinstance(tensor, Tensor)
         assert tensor.device.type == "cpu"
         tensor.clone()
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from fuzz.readers.base import Reader
 from fuzz.sample import Sample
+
 from visling.errors import VislingError
 
 SECONDS = 5
@@ -37,8 +38,8 @@ _TESTS = Path(__file__).parents[1]
 _MODES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FORBIDDEN = (
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.remove", "os.rename", "os.rmdir",
-    "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.kill", "subprocess.Popen", "shutil.",
-    "socket.", "ctypes.dlopen", "pty.spawn", "urllib.Request", "tempfile.",
+    "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.kill", "subprocess.Popen",
+    "shutil.", "socket.", "ctypes.dlopen", "pty.spawn", "urllib.Request", "tempfile.",
 )  # fmt: skip
 """Beginnings of the names of audit events that no reader causes."""
 
@@ -94,12 +95,11 @@ class Sandbox:
         while waiting:
             sample.restore()
             self._connection.send((sample.reader.name, sample.folder, seed, waiting))
-            for done, case in enumerate(waiting, start=1):
+            died = False
+            while waiting and not died:
                 outcome = self._receive()
-                yield case, outcome
-                if outcome.died:
-                    break
-            waiting = waiting[done:]
+                died = outcome.died
+                yield waiting.pop(0), outcome
         sample.restore()
 
     def _receive(self) -> Outcome:
@@ -111,9 +111,8 @@ class Sandbox:
 
 def serve(handle: int) -> None:
     """Fork workers for as long as there is a client at the other end of a socket."""
-    import torch
-
     import fuzz.readers  # noqa: F401  # once, for all workers
+    import torch
 
     torch.set_num_threads(1)
     connection = Connection(handle)

@@ -1,5 +1,5 @@
-"""Files damaged at random are refused by an error of the library, or read as what was promised: nothing else escapes, no
-code runs, memory and time stay bounded, and nothing is written (`sandbox` watches all of it)."""
+"""Files damaged at random are refused by an error of the library, or read as what was promised: nothing else escapes,
+no code runs, memory and time stay bounded, and nothing is written (`sandbox` watches all of it)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, seed, settings
-from hypothesis import strategies as st
-
 from fuzz.campaign import run_cases
 from fuzz.mutations import MADE, STRUCTURES, guess_kind, replace_values
 from fuzz.readers import READERS
 from fuzz.sample import Sample
 from fuzz.sandbox import Sandbox
+from hypothesis import HealthCheck, example, given, seed, settings
+from hypothesis import strategies as st
 
 SEED = 0
 NAMES = list(READERS)

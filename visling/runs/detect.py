@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from visling import config as configs
-from visling import runtime
+from visling import damage, runtime
 from visling.data.annotations.instances import Instances, nlvr_instances, read_instances
 from visling.errors import ConfigError, DataError
 from visling.metrics import detection as metric
@@ -415,7 +414,7 @@ def _is_nlvr(path: Path) -> bool:
     brace."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            first = json.loads(file.readline(_LONGEST_LINE))
+            first = damage.parse_json(file.readline(_LONGEST_LINE))
     except (OSError, ValueError):
         return False  # the reader of the file reports what is wrong with it
     return isinstance(first, dict) and "structured_rep" in first

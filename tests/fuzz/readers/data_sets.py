@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from fuzz.promises import check, check_records, check_texts
 from fuzz.readers.base import Reader, writes_all, writes_json, writes_lines, writes_pickle, writes_text
+
 from visling.data.annotations import captions, gqa, prepared_questions, web_captions
 from visling.data.annotations.boxes import read_boxes
 from visling.data.annotations.entities import read_entities

@@ -15,9 +15,9 @@ import lmdb
 import msgpack
 import numpy as np
 import torch
-
 from fuzz.promises import check_reader
 from fuzz.readers.base import Reader
+
 from visling.regions.formats import open_reader
 
 _WIDTH, _COUNT, _CLASSES = 3, 2, 4
@@ -113,10 +113,12 @@ def _write_zip(method: int, **more: Any) -> Callable[[Path], None]:
 
 def _write_lmdb(entries: dict[str, bytes]) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        with lmdb.open(str(folder / "x.lmdb"), map_size=1 << 20, subdir=False, lock=False) as environment:
-            with environment.begin(write=True) as transaction:
-                for name, value in entries.items():
-                    transaction.put(name.encode(), value)
+        with (
+            lmdb.open(str(folder / "x.lmdb"), map_size=1 << 20, subdir=False, lock=False) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for name, value in entries.items():
+                transaction.put(name.encode(), value)
 
     return write
 

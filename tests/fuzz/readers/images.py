@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
 from fuzz.promises import find_one
 from fuzz.readers.base import Reader
+from PIL import Image
+
 from visling.vision.image_files import ImageReader, list_images
 from visling.vision.images import read_header, read_image
 
@@ -66,7 +66,7 @@ def _read_archive(folder: Path) -> None:
             assert pixels.shape[2] == 3
 
 
-READERS = tuple(
+_FORMATS = tuple(
     Reader(f"images, {name}", write, _read, least_memory=_PICTURE_MEMORY)
     for name, write in {
         "JPEG": _writes("jpg", turned=True),
@@ -81,4 +81,8 @@ READERS = tuple(
         "WebP": _writes("webp"),
         "PPM": _writes("ppm"),
     }.items()
-) + (Reader("images, in a zip archive", _write_archive, _read_archive, least_memory=_PICTURE_MEMORY),)
+)
+READERS = (
+    *_FORMATS,
+    Reader("images, in a zip archive", _write_archive, _read_archive, least_memory=_PICTURE_MEMORY),
+)

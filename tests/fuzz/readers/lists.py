@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from fuzz.promises import check_texts, find_one
 from fuzz.readers.base import Reader, read_table, writes_json, writes_pickle, writes_text
+
 from visling.config import load_toml
 from visling.data.annotations.classification import labelled_texts
 from visling.data.annotations.image_lists import read_image_list

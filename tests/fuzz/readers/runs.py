@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from fuzz.promises import check_texts
 from fuzz.readers.base import Reader, writes_all, writes_json, writes_lines, writes_text
+
 from visling.analysis.head_quantities import read_grounding
 from visling.analysis.run_files import RunFiles
+from visling.errors import ConfigError
 from visling.metrics.vcr import ANSWER_COLUMNS, RATIONALE_COLUMNS, read_submission
 from visling.runs.compare import read_comparison
 from visling.runs.examples import read_run_json
@@ -40,6 +41,13 @@ _DETAILS = tuple(
 
 def _is_object(found: Any) -> None:
     assert isinstance(found, dict)
+
+
+def _read_own_files(folder: Path) -> None:
+    try:
+        OwnFiles.from_run(read_run_json(folder))
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error  # what was read has no name any more
 
 
 def _read_log(folder: Path) -> None:
@@ -88,7 +96,7 @@ READERS = (
     Reader(
         "runs, files of one's own",
         writes_json("run.json", _RUN),
-        lambda folder: OwnFiles.from_run(read_run_json(folder)) and None,
+        _read_own_files,
     ),
     Reader("runs, log.jsonl", writes_lines("log.jsonl", *_LOG), _read_log),
     Reader(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
 from fuzz.promises import check_regions
 from fuzz.readers.base import Reader
+
 from visling.regions.checking import find_problems
 from visling.regions.files import committed_ids
 from visling.regions.store import NativeStore

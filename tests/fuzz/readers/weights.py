@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-
 from fuzz.promises import check_tensors, find_one
 from fuzz.readers.base import Reader
+from safetensors.torch import save_file
+
 from visling import models
 from visling.checkpoints import files
 from visling.data.text import Tokenizer

@@ -25,7 +25,9 @@ def read_region_descriptions(path: str | Path) -> Captions:
 
     def rows() -> Iterator[tuple[str, str, Any]]:
         for image, region in _iterate_entries(Path(path), "regions"):
-            yield plain_id(_first_field(region, ("region_id", "id"), Path(path))), image, region.get("phrase")
+            with Layout(Path(path)):
+                name = plain_id(_first_field(region, ("region_id", "id"), Path(path)))
+            yield name, image, region.get("phrase")
 
     return collect(rows())
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from sys import intern
 from typing import Any
 
 from visling.data.annotations.files import (
@@ -22,6 +21,7 @@ from visling.data.annotations.files import (
     the_one,
 )
 from visling.data.annotations.kept_questions import keep_questions
+from visling.data.annotations.people_answers import by_question, read_annotation, text_of
 from visling.data.annotations.problems import Place
 from visling.data.annotations.streamed import list_chunks, stream_object
 from visling.data.annotations.tables import FILL_IN, Row, Table
@@ -101,7 +101,7 @@ def _read_files(questions: Path, annotations: Path | None, left_out: Counter[str
         answered = {}
         if annotations is not None:
             keys = ("question_id", "image_id", "answers")
-            answered = _by_question(entries(read_json(annotations), "annotations", keys, annotations), annotations)
+            answered = by_question(entries(read_json(annotations), "annotations", keys, annotations), annotations)
             lacking = [entry["question_id"] for entry in asked if entry["question_id"] not in answered]
             if lacking:
                 raise DataError(
@@ -122,12 +122,12 @@ def _read_files(questions: Path, annotations: Path | None, left_out: Counter[str
                     f"question {number} is about image {entry['image_id']} in {questions}, "
                     f"about image {annotation['image_id']} in {annotations}."
                 )
-            question = _to_text(entry["question"])
+            question = text_of(entry["question"])
             if _is_empty(question, number, questions, left_out):
                 continue
             # Millions of answers are a few thousand different ones: each text is kept once.
             told = (
-                _read_annotation(annotation, annotations) if annotation is not None and annotations is not None else {}
+                read_annotation(annotation, annotations) if annotation is not None and annotations is not None else {}
             )
             records.append(
                 QuestionRecord(
@@ -141,35 +141,6 @@ def _read_files(questions: Path, annotations: Path | None, left_out: Counter[str
                 )
             )
         return records
-
-
-def _by_question(listed: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, Mapping[str, Any]]:
-    with Layout(path, "annotation") as at:
-        found = {}
-        for at.entry, entry in enumerate(listed):
-            found[entry["question_id"]] = entry
-    return found
-
-
-def _read_annotation(annotation: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Fields of a record that come of the annotation of its question."""
-    with Layout(path, "annotation of question") as at:
-        at.entry = annotation["question_id"]
-        answers = tuple(intern(_to_text(answer["answer"])) for answer in annotation["answers"])
-        return {
-            "question_type": intern(optional_text(annotation.get("question_type"))),
-            "answer_type": intern(optional_text(annotation.get("answer_type"))),
-            "answers": answers,
-            "multiple_choice_answer": _most_frequent(annotation, answers),
-        }
-
-
-def _most_frequent(annotation: Mapping[str, Any], answers: Sequence[str]) -> str | None:
-    """The annotation's own choice, or, where it names none, the most frequent answer, the first of several."""
-    named = annotation.get("multiple_choice_answer")
-    if named is not None or not answers:
-        return None if named is None else optional_text(named)
-    return Counter(answers).most_common(1)[0][0]
 
 
 def table_questions(table: Table) -> list[QuestionRecord]:
@@ -370,7 +341,7 @@ def read_lxmert_questions(path: str | Path) -> list[QuestionRecord]:
                 QuestionRecord(
                     id=plain_id(entry["question_id"]),
                     images=(plain_id(entry["img_id"]),),
-                    question=_to_text(entry["sent"]),
+                    question=text_of(entry["sent"]),
                     question_type=optional_text(entry.get("question_type")),
                     answer_type=optional_text(entry.get("answer_type")),
                     answers=answers,
@@ -429,7 +400,7 @@ def read_gqa(path: str | Path, *, left_out: Counter[str] | None = None) -> list[
                     )
                 if number in records:
                     raise DataError(f"{chunk}: question {number} comes twice; question ids are unique.")
-                question, types, answer = _to_text(entry["question"]), entry.get("types") or {}, entry.get("answer")
+                question, types, answer = text_of(entry["question"]), entry.get("types") or {}, entry.get("answer")
                 if _is_empty(question, number, chunk, left_out):
                     continue
                 records[number] = QuestionRecord(
@@ -455,11 +426,6 @@ def release_text(question: str) -> str:
     tokens = [token.strip() for token in _BETWEEN_WORDS.split(plain)]
     text = " ".join(filter(None, tokens))
     return text if has_words(text) else question
-
-
-def _to_text(value: Any) -> str:
-    """A value of a file as text; null is empty."""
-    return "" if value is None else str(value)
 
 
 def _is_empty(question: str, number: Any, path: Path, left_out: Counter[str] | None) -> bool:

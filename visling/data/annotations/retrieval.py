@@ -185,7 +185,8 @@ def _match_pool(content: Any, path: Path, images: Sequence[str]) -> dict[str, tu
         )
     if pool.size and not (pool.min() >= 0 and pool.max() < len(listed)):
         raise DataError(
-            f"{path}: train_hard_pool names image {pool.max():g} of {len(listed)}. The file belongs to another data set."
+            f"{path}: train_hard_pool names image {pool.max():g} of {len(listed)}. The file belongs to another data "
+            "set."
         )
     known = Aliases(images)
     ours = [known.find(image) for image in listed]
