@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class _CheckedArray(np.ndarray[Any, Any]):
         held = len(content) if dtype.hasobject else len(content) // max(dtype.itemsize, 1)
         if math.prod(shape) > held:
             raise ValueError(f"it has an array of shape {shape} with {held} entries")
-        super().__setstate__(state)  # type: ignore[misc]
+        super().__setstate__(state)
 
 
 def _begin_array(*_: Any) -> Any:
@@ -194,7 +194,7 @@ def decode(
     return loaded.view(np.ndarray) if isinstance(loaded, _CheckedArray) else loaded
 
 
-def cut_pickle(file: BinaryIO | bytes) -> bytes:
+def cut_pickle(file: IO[bytes] | bytes) -> bytes:
     """The bytes of the next pickle, behind which an open file then stands.
 
     Raises:
