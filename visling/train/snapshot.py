@@ -170,8 +170,12 @@ def _receive(own: Tensor | None, announced: _Announced, like: Tensor) -> Tensor:
         whole = own.to(like.device)
     if runtime.world_size() > 1:
         dist.broadcast(whole, src=0)
-    if not is_spread(like) or whole.shape != like.shape:
+    if whole.shape != like.shape:
         return whole
-    spread = torch.empty_like(like, dtype=whole.dtype)
-    fill(spread, whole)
-    return spread
+    # Laid out in memory as its parameter is: fused kernels walk through both without looking at strides
+    placed = torch.empty_like(like, dtype=whole.dtype)
+    if is_spread(like):
+        fill(placed, whole)
+    else:
+        placed.copy_(whole)
+    return placed
