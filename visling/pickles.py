@@ -64,7 +64,7 @@ class _CheckedArray(np.ndarray[Any, Any]):
         held = len(content) if dtype.hasobject else len(content) // max(dtype.itemsize, 1)
         if math.prod(shape) > held:
             raise ValueError(f"it has an array of shape {shape} with {held} entries")
-        super().__setstate__(state)  # type: ignore[misc]
+        super().__setstate__(state)
 
 
 def _begin_array(*_: Any) -> Any:
