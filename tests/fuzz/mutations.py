@@ -49,7 +49,7 @@ def damage(content: bytes, kind: str, draw: Draw) -> bytes:
     return content
 
 
-def _place(content: bytes, draw: Draw) -> int:
+def _place(content: bytes | bytearray, draw: Draw) -> int:
     """A place in the content, at its edges more often than in its middle."""
     where, last = draw.random(), max(len(content) - 1, 0)
     if where < 0.4:
@@ -264,7 +264,7 @@ def _change_array(content: bytes, draw: Draw) -> bytes:
     if b"'|O'" in content[:200] and draw.random() < 0.8:
         loaded = np.load(io.BytesIO(content), allow_pickle=True)
         value = change_object(loaded.tolist(), draw)
-        array = np.empty((), object)
+        array: Any = np.empty((), object)
         array[()] = value
         if loaded.ndim and isinstance(value, list):
             array = np.empty(len(value), object)

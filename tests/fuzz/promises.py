@@ -31,7 +31,7 @@ def check(value: Any) -> None:
 
 
 @cache
-def _read_hints(kind: type) -> dict[str, Any]:
+def _read_hints(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if not field.name.startswith("_")}
 

@@ -70,8 +70,8 @@ def test_every_structure_is_changed(tmp_path: Path) -> None:
         folder.mkdir()
         sample = Sample(READERS[name], folder)
         for file, content in sample.files.items():
-            kind = READERS[name].kind or guess_kind(file.name)
-            if kind in STRUCTURES:
+            kind = guess_kind(file.name) if len(sample.files) > 1 else READERS[name].kind or guess_kind(file.name)
+            if kind in STRUCTURES and (kind, file.name) != ("json", "val.json"):  # lines, next to a picture
                 draws = (STRUCTURES[kind](content, random.Random(case)) for case in range(5))
                 assert any(other != content for other in draws), f"{name}, {file}"
                 changed.add(kind)

@@ -18,7 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError
@@ -302,7 +302,7 @@ def _list_pickles(file: IO[bytes]) -> Iterator[bytes]:
         return
     file.seek(0)
     for _ in range(_LEGACY_PICKLES):
-        yield cut_pickle(file)
+        yield cut_pickle(cast(BinaryIO, file))
 
 
 class _Stub:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from fuzz.promises import find_one
-from fuzz.readers.base import Reader
+from fuzz.readers.base import Reader, save
 from PIL import Image
 
 from visling.vision.image_files import ImageReader, list_images
@@ -36,7 +36,7 @@ def _encode(suffix: str, mode: str = "RGB", **settings: Any) -> bytes:
 
 
 def _writes(suffix: str, mode: str = "RGB", **settings: Any) -> Callable[[Path], None]:
-    return lambda folder: (folder / f"x.{suffix}").write_bytes(_encode(suffix, mode, **settings)) and None
+    return lambda folder: save(folder / f"x.{suffix}", _encode(suffix, mode, **settings))
 
 
 def _read(folder: Path) -> None:

@@ -36,7 +36,7 @@ def _load_answers(folder: Path) -> None:
 
 
 def _load_tokenizer(folder: Path) -> None:
-    tokenizer = Tokenizer(folder / "vocab.txt")
+    tokenizer = Tokenizer(str(folder / "vocab.txt"))
     ids = tokenizer.encode("a dogb ü")
     assert all(0 <= piece < tokenizer.size for piece in ids)
 

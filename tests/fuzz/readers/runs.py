@@ -43,6 +43,10 @@ def _is_object(found: Any) -> None:
     assert isinstance(found, dict)
 
 
+def _read_run(folder: Path) -> None:
+    assert isinstance(RunFiles.read(folder).training_seconds(), float | None)
+
+
 def _read_own_files(folder: Path) -> None:
     try:
         OwnFiles.from_run(read_run_json(folder))
@@ -106,7 +110,7 @@ READERS = (
             writes_lines("log.jsonl", *_LOG),
             writes_lines("details_val.jsonl", *_DETAILS),
         ),
-        lambda folder: RunFiles.read(folder).training_seconds and None,
+        _read_run,
     ),
     Reader("runs, details", writes_lines("details_val.jsonl", *_DETAILS), _read_predictions),
     Reader(

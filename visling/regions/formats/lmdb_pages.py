@@ -31,6 +31,8 @@ _NONE = (1 << 64) - 1
 """Root of an empty tree."""
 _PAGE_SIZES = frozenset(1 << bits for bits in range(9, 17))
 _DEEPEST = 32
+_FIRST_PAGE = 2
+"""Behind the two descriptions."""
 
 
 class _Node(NamedTuple):
@@ -112,7 +114,7 @@ class LmdbPages:
 
     def _read_page(self, number: int, size: int) -> bytes:
         at = number * self._page_size
-        if number < 2 or at + size > self._size:
+        if number < _FIRST_PAGE or at + size > self._size:
             raise ValueError(f"it names page {number} of {self._size // self._page_size}")
         self._file.seek(at)
         return self._file.read(size)
@@ -136,7 +138,10 @@ class LmdbPages:
         start = at + _NODE.size + key_length
         key = page[at + _NODE.size : start]
         if not is_leaf:
-            return _Node(key, low | high << 16 | flags << 32, 0, b"")
+            below = low | high << 16 | flags << 32
+            if below < _FIRST_PAGE:
+                raise ValueError(f"it names page {below}, which is none of its tree")
+            return _Node(key, below, 0, b"")
         length, inside = low | high << 16, 8 if flags & _IN_PAGES else low | high << 16
         if flags & _OTHER_NODES or start + inside > len(page) or not length:
             raise ValueError(f"page {number} has a damaged entry")
