@@ -7,6 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,48 @@ def test_what_another_process_refuses_is_said(tmp_path: Path) -> None:
     assert ended.stderr.startswith("refused: process 1 of this run (0 to 1) ended with status 1;")
     assert ended.stderr.endswith("That process wrote:\nrefused: its share is unreadable\n")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc that tells whether a process still runs")
+def test_processes_end_when_torchrun_is_killed(tmp_path: Path) -> None:
+    """Nobody else would end them: they would keep their memory and wait for each other for ever."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from visling import runtime\n"
+        "with runtime.process_group():\n"
+        "    Path(sys.argv[1], os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "    time.sleep(120)\n"
+    )
+    torchrun = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program), str(tmp_path)]
+    )
+    files = [tmp_path / "0", tmp_path / "1"]
+    try:
+        wait_until(lambda: all(file.exists() and file.read_text() for file in files), 60)
+    finally:
+        torchrun.kill()
+        torchrun.wait()
+    pids = [int(file.read_text()) for file in files]
+    wait_until(lambda: not any(is_running(pid) for pid in pids), 20)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    """Wait for something that must come true in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.2)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists that has not ended."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_one_process_makes_what_the_others_read(tmp_path: Path) -> None:

@@ -363,9 +363,11 @@ def is_first_to_say(message: str) -> bool:
 
 
 def _end_with_parent() -> None:
-    """Let a process that `_start_others` started end soon after the one that did: if that is killed, nobody else ends
-    this one, which would write into the files of a run that has been resumed meanwhile."""
+    """Let a process that `_start_others` or torchrun started end soon after the one that did: if that is killed, nobody
+    else ends this one, which would write into the files of a run that has been resumed meanwhile, or wait for ever."""
     parent = os.environ.get(_PARENT)
+    if parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = str(os.getppid())
     if parent is None:
         return
 
