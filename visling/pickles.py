@@ -11,6 +11,7 @@ import io
 import math
 import mmap
 import pickle
+import sys
 import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -65,6 +66,19 @@ class _CheckedArray(np.ndarray[Any, Any]):
         if math.prod(shape) > held:
             raise ValueError(f"it has an array of shape {shape} with {held} entries")
         super().__setstate__(state)
+        _check_characters(self)
+
+
+def _check_characters(array: NDArray[Any]) -> None:
+    """Refuse texts with characters that there are none of: numpy makes strings of them that break Python.
+
+    Raises:
+        ValueError: an array has one.
+    """
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+        codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        if codes.max() > sys.maxunicode:
+            raise ValueError("it holds texts with characters that do not exist")
 
 
 def _begin_array(*_: Any) -> Any:
@@ -280,6 +294,7 @@ def _load_array(file: BinaryIO, place: str) -> NDArray[Any]:
             raise ValueError(f"its header says shape {shape} of {dtype}, {needed} bytes, of which it has {there}")
         file.seek(start)
         plain: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        _check_characters(plain)
         return plain
 
 

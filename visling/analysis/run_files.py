@@ -6,7 +6,6 @@ Nothing here is an error but a folder that is absent: whatever a run lacks, or w
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from visling import damage
 from visling.errors import RunError, StoreError
 from visling.regions.store import NativeStore
 from visling.types import RegionStore
@@ -117,7 +117,7 @@ class RunFiles:
             self.missing.append(absent)
             return {}
         try:
-            value = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+            value = damage.parse_json(file.read_text(encoding="utf-8", errors="replace"))
         except ValueError:
             value = None
         if not isinstance(value, dict):
@@ -132,7 +132,7 @@ class RunFiles:
             with file.open(encoding="utf-8", errors="replace") as lines:
                 for line in lines:
                     try:
-                        value = json.loads(line) if line.strip() else {}
+                        value = damage.parse_json(line) if line.strip() else {}
                     except ValueError:
                         value = None
                     if not isinstance(value, dict):

@@ -42,9 +42,9 @@ _ZIP = b"PK\x03\x04"
 """First bytes of current PyTorch files. (A tar archive that holds one ends like a zip file, so the end is no
 evidence.)"""
 
-_LEGACY_PICKLES = 4
-"""Number of pickles that a file before PyTorch 1.6 begins with: a magic number, the protocol, sizes of numbers, and the
-saved object."""
+_LEGACY_PICKLES = 5
+"""Number of pickles that a file before PyTorch 1.6 begins with: a magic number, the protocol, sizes of numbers, the
+saved object, and the list of its storages."""
 
 _WEIGHTS_IN_ARCHIVE = (".bin", ".pth", ".pt", ".th", ".safetensors")
 

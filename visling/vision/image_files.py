@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal, Self
 
+from visling import damage
 from visling.errors import DataError
 from visling.vision.images import SUFFIXES, Picture, decode_image
 
@@ -277,7 +278,7 @@ def _read_list(file: Path, base: Path | None) -> Iterator[_Place]:
 def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except damage.ZIP as error:
         raise DataError(f"cannot read the archive {path}: {error}. Copy or download it again.") from error
 
 
@@ -292,7 +293,8 @@ def _list_archive(path: Path, below: str = "") -> list[_Place]:
         names = sorted(
             about.filename
             for about in archive.infolist()
-            if not about.is_dir()
+            if about.filename.strip("/\0")
+            and not about.is_dir()  # a name may be empty
             and (about.filename == below or is_image_name(PurePosixPath(about.filename).name))
             and (not below or inside(about.filename))
         )

@@ -351,7 +351,7 @@ def _read_unrelated(folder: Path) -> frozenset[tuple[str, int]]:
     pairs = set()
     for number, line in read_lines(path):
         words = line.split()
-        if len(words) == 2 and words[1].isdigit():
+        if len(words) == 2 and re.fullmatch(r"[0-9]{1,9}", words[1]):
             pairs.add((from_file_name(words[0]), int(words[1]) - 1))
         elif words and number > 1:
             raise DataError(

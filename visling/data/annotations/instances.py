@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -177,7 +178,8 @@ def nlvr_instances(root: str | Path, split: str) -> Instances:
         width = _NLVR_STEP * (len(boxes) - 1) + _NLVR_SIDE
         for picture, order in enumerate(itertools.permutations(range(len(boxes)))):
             name = f"{stem}-{picture}.png"
-            if name in records or not (folder / "images" / name).exists():
+            # Unlike a path's own method, it takes a name that can be no file's for one that is missing.
+            if name in records or not os.path.exists(folder / "images" / name):
                 continue
             objects = [
                 (box + np.array([_NLVR_STEP * slot, 0, _NLVR_STEP * slot, 0], np.float32), category, attributes, False)

@@ -108,7 +108,7 @@ def read_scores(label: Any) -> dict[str, float]:
         TypeError: a label is something else.
     """
     if not isinstance(label, dict) or not all(
-        isinstance(answer, str) and isinstance(score, int | float) for answer, score in label.items()
+        isinstance(answer, str) and type(score) in (int, float) for answer, score in label.items()
     ):
         raise TypeError(f"the label {label!r:.60}, where answers with scores are expected")
     return label

@@ -219,6 +219,8 @@ def _parse_metadata(content: Any, record: VcrRecord, path: Path) -> VcrMetadata:
             f"{path}: boxes must be five numbers for each of {len(record.objects)} objects, x1, y1, x2, y2, "
             f"confidence: {error}."
         ) from error
+    if not all(isinstance(outlines, list) for outlines in content["segms"]):
+        raise DataError(f"{path}: segms must list the outlines of each object. Unpack vcr1images.zip again.")
     if len(content["segms"]) != len(boxes):
         raise DataError(
             f"{path} has outlines of {len(content['segms'])} objects, but boxes of {len(boxes)}. "

@@ -22,6 +22,8 @@ from visling.regions.formats.base import damaged_file
 from visling.regions.formats.base64_arrays import decode_bytes
 from visling.types import RegionArray
 
+LONGEST_COUNT = 18
+"""Digits of the largest count or side of an image that is read as one."""
 UNKNOWN_SIZE = (1, 1)
 """Width and height of an image of which neither size nor boxes are known."""
 _CLASSES = 1600
@@ -80,7 +82,7 @@ class Entry:
     def read_count(self, name: str) -> int:
         """A whole number, stored as number or as text."""
         text = self.read_text(name).removesuffix(".0")
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > LONGEST_COUNT:
             raise self.damaged(f"has {text[:40]!r} in the field {name}; expected a whole number")
         return int(text)
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from visling import damage
 from visling.errors import DataError
 from visling.image_ids import from_file_name
 from visling.pickles import load_pickle
@@ -196,7 +197,9 @@ def _open_archive(path: Path) -> _Saved:
             if members[found[0]].compress_type != zipfile.ZIP_STORED:
                 raise DataError(f"{path} has a compressed data.pkl, which torch.save does not write.")
             pickled = archive.read(found[0])
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except DataError:
+        raise
+    except damage.ZIP as error:
         raise DataError(f"{path} is not a whole zip archive: {error}. It is truncated: download it again.") from error
     content = load_pickle(pickled, str(path), names=_TORCH, load_persistent=_place_storage)
     prefix = f"{folder}data/"

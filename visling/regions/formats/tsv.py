@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from visling.errors import DataError
 from visling.regions.formats.base import ImageRegions, RegionReader, damaged_file
 from visling.regions.formats.base64_arrays import decode_array, measure_rows
+from visling.regions.formats.entries import LONGEST_COUNT
 from visling.types import RegionArray
 
 _BOTTOM_UP = ("id", "width", "height", "number", "boxes", "features")
@@ -181,7 +182,7 @@ class _Line:
 
     def read_count(self, column: str) -> int:
         text = self.read_text(column)
-        if not (text.isascii() and text.isdecimal()):
+        if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST_COUNT):
             raise self.damaged(f"has {text[:40]!r} in the column {column}; expected a whole number")
         return int(text)
 
