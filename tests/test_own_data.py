@@ -371,7 +371,7 @@ def test_an_output_folder_that_may_not_be_made(
         mkdir(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "mkdir", refuse)
-    assert "cannot write the regions to run/regions: [Errno 13] Permission denied" in refused(capsys, tune)
+    assert "cannot write to run: [Errno 13] Permission denied" in refused(capsys, tune)
 
 
 def test_one_label_is_refused_with_its_file(

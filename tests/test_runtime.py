@@ -221,14 +221,16 @@ def test_a_process_group_is_joined_and_left_even_after_an_error(monkeypatch: pyt
     monkeypatch.setenv("WORLD_SIZE", "2")
     gpus(monkeypatch, 0)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: calls.append(backend))
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: calls.append("all done"))
+    monkeypatch.setattr(runtime, "_meet", lambda: None)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend, **_: f"patient {backend}")
+    monkeypatch.setattr(torch.distributed, "barrier", lambda group: calls.append(f"all done, {group}"))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("left"))
     with pytest.raises(KeyError), runtime.process_group():
         raise KeyError
     assert calls == ["gloo", "left"]
     with runtime.process_group():
         calls.append("worked")
-    assert calls[2:] == ["gloo", "worked", "all done", "left"]
+    assert calls[2:] == ["gloo", "worked", "all done, patient gloo", "left"]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from parity_support import assert_rows_close, nudge_first, rough_norms
@@ -182,9 +183,14 @@ def unit(states: Tensor) -> Tensor:
 
 def draw(monkeypatch: pytest.MonkeyPatch, recording: Recording, pattern: str) -> None:
     """Let the key network draw a recorded pattern, in the recorded order."""
-    monkeypatch.setattr(
-        torch, "rand", lambda count: torch.tensor([0.0 if chosen else 1.0 for chosen in recording.chosen(pattern)])
-    )
+    drawn = np.array([0.0 if chosen else 1.0 for chosen in recording.chosen(pattern)])
+
+    class Recorded:
+        def random(self, count: int) -> np.ndarray[Any, Any]:
+            assert count == len(drawn)
+            return drawn
+
+    monkeypatch.setattr("visling.models.cvlp.runtime.generator_for", lambda *key: Recorded())
 
 
 def compare_query(recording: Recording, model: Pretraining, encoded: Encoded) -> None:

@@ -169,16 +169,21 @@ def test_processes_are_reported_as_one(tmp_path: Path) -> None:
 
 
 def test_memory_grows_with_what_is_allocated() -> None:
-    before = take_peak_memory(CPU)
-    assert before is not None
-    assert 10**7 < before < 10**11
-    size = before + 2**26  # beyond the peak so far, of which most may have been freed
-    block = torch.ones(size, dtype=torch.uint8)
-    after = take_peak_memory(CPU)
-    assert after is not None
-    assert after > before + 2**25
-    del block
-    assert take_peak_memory(CPU) == after, "a peak does not fall"
+    """In a process of its own: this one may have had a far higher peak."""
+    program = (
+        "import torch\n"
+        "from visling.train.memory import take_peak_memory\n"
+        "before = take_peak_memory(torch.device('cpu'))\n"
+        "block = torch.ones(2**28, dtype=torch.uint8)\n"
+        "during = take_peak_memory(torch.device('cpu'))\n"
+        "del block\n"
+        "print(before, during, take_peak_memory(torch.device('cpu')))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    before, during, after = map(int, ended.stdout.split())
+    assert 10**7 < before < 10**10
+    assert during > before + 2**27, "part of the block may lie where memory had been freed"
+    assert after > during - 2**22, "a peak does not fall; the system counts to within some pages"
 
 
 def test_memory_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

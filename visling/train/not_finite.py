@@ -57,7 +57,6 @@ class NotFiniteError(RunError):
         step: int,
         parts: Mapping[str, float],
         consequence: str,
-        *,
         what: Literal["loss", "gradient"] = "loss",
         own: bool = True,
     ) -> None:
@@ -66,6 +65,10 @@ class NotFiniteError(RunError):
             f"{self.summary}. {consequence} Look for NaN in the features or empty targets; otherwise lower "
             'train.optim.lr, warm up longer, clip gradients, or use train.precision = "fp32".'
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again where it arrives: a comparison's runs are processes of their own."""
+        return type(self), (self.step, self.parts, self.consequence, self.what, self.own)
 
     @property
     def summary(self) -> str:

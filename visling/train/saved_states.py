@@ -101,13 +101,13 @@ class SavedStates:
 
     def _sweep(self, step: int, keep: int) -> None:
         kept = [folder for at, folder in self._list() if at <= step and folder.suffix != ".old"][:keep]
+        # Under a name that is no state's, so that a kill does not leave half of one
+        gone = self.path / "deleted.part"
+        shutil.rmtree(gone, ignore_errors=True)
         for entry in self.path.iterdir():
             if entry in kept:
                 continue
             if entry.is_dir():
-                # Under a name that is no state's, so that a kill does not leave half of one
-                gone = entry.with_name("deleted.part")
-                shutil.rmtree(gone, ignore_errors=True)
                 shutil.rmtree(entry.rename(gone))
             else:
                 entry.unlink()
