@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visling import config as configs
-from visling import runtime
+from visling import damage, runtime
 from visling.errors import RunError
 from visling.train.averaging import WeightAverage
 from visling.train.claim import refuse_taken
@@ -434,7 +434,7 @@ def _write_json(path: Path, values: Any) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = damage.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}. It is damaged: start again in another --out.") from error
     if not isinstance(values, dict):

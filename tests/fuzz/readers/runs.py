@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from fuzz.promises import check_texts
-from fuzz.readers.base import Reader, writes_all, writes_json, writes_lines, writes_text
+from fuzz.readers.base import ARRAYS_MEMORY, Reader, writes_all, writes_json, writes_lines, writes_text
 
 from visling.analysis.head_quantities import read_grounding
 from visling.analysis.run_files import RunFiles
@@ -126,6 +126,6 @@ READERS = (
         ),
         lambda folder: check_texts([read_grounding(folder / "a.json")[0]]),
     ),
-    Reader("runs, scores of pairs", _save_scores, _read_scores),
+    Reader("runs, scores of pairs", _save_scores, _read_scores, least_memory=ARRAYS_MEMORY),
     Reader("CSV, a submission of VCR", writes_text("x.csv", _SUBMISSION), _read_submission),
 )
