@@ -325,8 +325,9 @@ def _load_array(file: BinaryIO, place: str) -> NDArray[Any]:
             if not isinstance(array, np.ndarray) or array.shape != shape:
                 raise ValueError(f"its header says shape {shape}, its content is another")
             return array
-        needed, there = math.prod(shape) * dtype.itemsize, start + size - file.tell()
-        if needed > there or (math.prod(shape) and not dtype.itemsize):
+        count = math.prod(shape)
+        needed, there = count * dtype.itemsize, start + size - file.tell()
+        if needed > there or (count > 0 and not dtype.itemsize):
             raise ValueError(f"its header says shape {shape} of {dtype}, {needed} bytes, of which it has {there}")
         file.seek(start)
         plain: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
