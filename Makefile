@@ -64,10 +64,13 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/attention.py --out benchmarks/results
 	$(BIN)/python benchmarks/roofline.py --out benchmarks/results --precision $(PRECISION)
 	$(BIN)/python benchmarks/needed.py --out benchmarks/results
+	$(BIN)/python benchmarks/log_cost.py --out benchmarks/results
 	$(BIN)/python benchmarks/region_contrast.py --out benchmarks/results
 	$(BIN)/python benchmarks/conversion.py --out benchmarks/results
 	$(BIN)/python benchmarks/extraction.py --out benchmarks/results
 	$(BIN)/python benchmarks/serving.py --out benchmarks/results
+	$(BIN)/python benchmarks/scale.py --out benchmarks/results
+	$(BIN)/python benchmarks/faults.py --out benchmarks/results
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py --out benchmarks/results

@@ -24,7 +24,8 @@ from visling.recipes.lxmert import lxmert_20epochs_qa
 from visling.recipes.vilbert import vilbert_conceptual
 from visling.recipes.visualbert import visualbert_coco
 from visling.recipes.vlbert import vlbert_base_prec_without_text
-from visling.runs.needed_products import Needed, pretraining_products, task_products
+from visling.runs.layer_products import Needed
+from visling.runs.needed_products import pretraining_products, task_products
 from visling.runs.pretrain import untrained_model
 from visling.tasks.answers import answer_loss
 from visling.types import Batch, Head, InputSpec, Targets

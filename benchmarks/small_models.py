@@ -45,9 +45,10 @@ from measuring import (
 
 from visling import models, runtime
 from visling.models.task_model import TaskModel
+from visling.objectives.pretrain_model import PretrainModel
 from visling.recipes.tables import PRETRAINING
 from visling.runs.pretrain import untrained_model
-from visling.types import Head
+from visling.types import Batch, Head, Targets
 
 WORKS = ("pre-training step", "answering")
 NUM_ANSWERS = 100
@@ -73,6 +74,24 @@ def make_work(model: str, work: str, preset: str, batch_size: int) -> Callable[[
                 answering(drawn[number % BATCHES][0])
 
         return answer
+    pretraining, batches = make_pretraining(model, config, batch_size)
+    optimizer = torch.optim.AdamW(pretraining.parameters(), **ADAMW)
+
+    def step(number: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(pretraining(*batches[number % BATCHES]).value)
+        optimizer.step()
+        pretraining.after_update()
+
+    return step
+
+
+def make_pretraining(model: str, config: Any, batch_size: int) -> tuple[PretrainModel, list[tuple[Batch, Targets]]]:
+    """The model of a family's recipe on drawn scenes, and drawn batches.
+
+    Args:
+        config: of its encoder.
+    """
     run = replace(PRETRAINING[f"{model}-scenes"](), encoder=config)
     if run.region_losses is not None:
         losses = replace(
@@ -84,16 +103,7 @@ def make_work(model: str, work: str, preset: str, batch_size: int) -> Callable[[
         run = replace(run, region_losses=losses)
     pretraining = untrained_model(run).train()
     needs = frozenset[str]().union(*(objective.reads() for objective in pretraining.all_objectives()))
-    batches = draw_pretraining(run, batch_size, BATCHES, device, needs=needs)
-    optimizer = torch.optim.AdamW(pretraining.parameters(), **ADAMW)
-
-    def step(number: int) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(pretraining(*batches[number % BATCHES]).value)
-        optimizer.step()
-        pretraining.after_update()
-
-    return step
+    return pretraining, draw_pretraining(run, batch_size, BATCHES, torch.device("cpu"), needs=needs)
 
 
 def serve(options: argparse.Namespace) -> None:

@@ -48,6 +48,7 @@ from visling.regions.files import (
     MANIFEST,
     SCHEMA,
     Field,
+    describe_file,
     describe_tensor,
     encode_header,
     shard_name,
@@ -138,7 +139,7 @@ def write_sparse_store(path: Path, options: argparse.Namespace) -> None:
         "images": options.images,
         "regions": options.images * regions,
         "fields": {name: asdict(field) for name, field in fields.items()},
-        "index": describe_unread(path / INDEX),
+        "index": describe_file(path / INDEX),
         "shards": shards,
     }
     (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

@@ -7,6 +7,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ ARGUMENTS = {
     "small_models": "--models visualbert --preset tiny --batch-size 4 --steps 1 --warmup 0 --pairs 2 --threads 1",
     "attention": "--batch-size 3 --threads 1 --warmup 0 --repeats 2",
     "roofline": f"--models lxmert {SMALL}",
+    "log_cost": f"--models lxmert {SMALL}",
     "needed": f"--models lxmert cvlp {SMALL}",
     "store": "--images 12 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --warmup 0 --repeats 2",
     "retrieval": (
@@ -43,10 +45,15 @@ ARGUMENTS = {
     "serving": (
         "--size tiny --images 30 --steps 2 --clients 5 --questions 2 --documents 1 --rounds 2 --width 90 --height 60"
     ),
+    "scale": (
+        "--examples 20000000 --world-size 2 --batch-size 4 --sorted-together 2 --batches 2 --lists 1000 --images 50 "
+        "--captions 20 --state-mib 1 --repeats 1"
+    ),
+    "faults": "--only 'path_under_a_file or every_state_is_damaged'",
     "startup": "--images 60 --regions 3 --feature-size 8 --batch-size 4 --threads 1 --repeats 1",
 }
 WITH_TRANSFORMERS = {"gpu", "needed", "pretraining", "vqa_training", "vqa_inference", "step_memory"}
-SHARED = {"measuring", "drawn_data", "sides", "steps", "transformers_sides", "dense_sides"}
+SHARED = {"measuring", "scale_tables", "drawn_data", "sides", "steps", "transformers_sides", "dense_sides"}
 """Modules of the folder that are no scripts."""
 
 
@@ -106,7 +113,7 @@ def test_a_benchmark_measures_and_writes(
     if processes == 1:
         monkeypatch.setattr(multiprocessing, "get_context", lambda method: Here())
     monkeypatch.setattr(load("measuring"), "PRODUCT_SECONDS", 0.0)
-    load(name).main([*ARGUMENTS[name].split(), "--out", str(tmp_path)])
+    load(name).main([*shlex.split(ARGUMENTS[name]), "--out", str(tmp_path)])
     (file,) = tmp_path.glob("*.json")
     result = json.loads(file.read_text())
     assert result["benchmark"] == name

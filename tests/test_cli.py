@@ -814,6 +814,7 @@ def test_the_doctor_and_the_recipes_speak_json(call: Call, monkeypatch: pytest.M
     found = call("doctor", "--json").json()
     assert found["data folder (VISLING_HOME)"] == str(tmp_path / "not" / "yet")
     assert found["threads"] == 1
+    assert [value > 1e-4 for name, value in found.items() if name.startswith("matrix products in ")] == [True]
     assert "torch" in call("doctor").out
     listed = call("recipes", "list", "--json").json()
     assert set(listed) == {f"{verb} {name}" for verb, table in TABLES.items() for name in table}

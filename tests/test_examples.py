@@ -291,7 +291,7 @@ def test_the_demo_ends_with_the_lines_that_look_inside(
 
 def test_an_interrupted_stage_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[list[str]] = []
-    monkeypatch.setattr(demo.subprocess, "call", lambda command: run.append(command[3:]) or 0)
+    monkeypatch.setattr(demo._children, "call", lambda command, mark: run.append(command[3:]) or 0)
     out = tmp_path / "run"
     demo.stage("first", False, "pretrain", "--out", out)
     out.mkdir()
@@ -303,7 +303,7 @@ def test_an_interrupted_stage_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_stage_that_fails_stops_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.subprocess, "call", lambda command: 2)
+    monkeypatch.setattr(demo._children, "call", lambda command, mark: 2)
     with pytest.raises(RunError, match="`visling pretrain` ended with status 2"):
         demo.stage("fails", False, "pretrain", "--out", tmp_path / "run")
 

@@ -369,6 +369,37 @@ def test_losses_add_and_scale() -> None:
     assert second.value.item() == 10.0, "the original must stay"
 
 
+def test_terms_of_several_losses_are_one_average() -> None:
+    """Two batches of different counts, by their terms, are the loss of both together."""
+    values, masks = [torch.tensor([1.0, 2.0, 6.0]), torch.tensor([5.0, 9.0, 3.0])], [[True] * 3, [False, True, False]]
+    losses = [
+        (Loss.mean("a", each, torch.tensor(mask)) + Loss.mean("b", each.square())).scaled(0.5).prefixed("t.")
+        for each, mask in zip(values, masks, strict=True)
+    ]
+    both = Loss.mean("a", torch.cat(values), torch.tensor(masks[0] + masks[1])) + Loss.mean(
+        "b", torch.cat(values).square()
+    )
+    terms = [loss.terms for loss in losses if loss.terms is not None]
+    counts = {name: sum((each[name].count for each in terms), start=torch.tensor(0)) for name in terms[0]}
+    assert counts == {"t.a": 4, "t.b": 6}
+    exact = sum(term.over(counts[name]) for each in terms for name, term in each.items())
+    torch.testing.assert_close(exact, both.value * 0.5)
+    assert not torch.isclose(torch.stack([loss.value for loss in losses]).mean(), both.value * 0.5)
+    for loss in losses:
+        torch.testing.assert_close(sum(term.over(term.count) for term in (loss.terms or {}).values()), loss.value)
+
+
+def test_terms_live_on_in_what_is_made_of_a_loss_and_are_not_invented() -> None:
+    loss = Loss.ratio("a", torch.tensor(6.0), torch.tensor(2), added=1.0)
+    assert loss.value == 2.0
+    reporting = loss.reporting({"hits": (torch.tensor(1), torch.tensor(2))})
+    assert reporting.terms == loss.terms
+    assert reporting.parts.keys() == {"a", "hits"}
+    unknown = Loss(value=torch.tensor(1.0), parts={"c": (torch.tensor(1.0), torch.tensor(1))})
+    assert (loss + unknown).terms is None
+    assert unknown.scaled(2.0).prefixed("x.").terms is None
+
+
 def test_losses_of_one_name_clash() -> None:
     with pytest.raises(AssertionError, match=r"the same parts: \['a'\]"):
         Loss.mean("a", torch.ones(1)) + Loss.mean("a", torch.ones(1))

@@ -39,6 +39,14 @@ class RunError(VislingError):
     """A run folder that cannot be used: already taken, unfinished, or not writable."""
 
 
+class LostProcessError(RunError):
+    """Another process of this run has ended, or its machine is gone: this one is not to blame, and can only be started
+    again together with it."""
+
+    status = 75
+    """Exit status of a command that ends with it, as of every failure that may pass (EX_TEMPFAIL)."""
+
+
 def nearest(wrong: str, valid: Iterable[str], otherwise: str = "") -> str:
     """Sentence that names the valid key closest to a wrong one; when none is close, `otherwise`, or the list of all."""
     names = sorted(valid)

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -242,7 +242,7 @@ def decode(
     return loaded.view(np.ndarray) if isinstance(loaded, _CheckedArray) else loaded
 
 
-def cut_pickle(file: BinaryIO | bytes) -> bytes:
+def cut_pickle(file: IO[bytes] | bytes) -> bytes:
     """The bytes of the next pickle, behind which an open file then stands.
 
     Raises:

@@ -5,27 +5,27 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import hashlib
 import importlib
 import os
 import platform
 import random
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from visling.errors import ConfigError, RunError
+from visling.errors import ConfigError, LostProcessError, RunError
+from visling.members import Members
 
 
 def versions() -> dict[str, str]:
@@ -43,6 +43,12 @@ times slower than fp32)."""
 
 _PARENT = "VISLING_PARENT"
 """Environment variable of the processes that a command starts: the number of its own process."""
+
+PATIENCE = timedelta(minutes=10)
+"""How long processes that train together wait for one that says nothing; one that has ended is noticed at once."""
+
+_NOTICE = 5.0
+"""Seconds in which a process that was lost is seen to have failed, where this one started it."""
 
 
 def home() -> Path:
@@ -195,35 +201,57 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def launch() -> str | None:
+    """What identifies the torchrun that started this process, the same whenever it starts it again: its --rdzv-id, or
+    the process itself if it has none; None = torchrun did not start it."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name != "none":
+        return name
+    parent, began = os.getppid(), ""
+    with contextlib.suppress(OSError):  # numbers of processes are used again; in a container they often start anew
+        began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"process {parent} {began} of {socket.gethostname()}"
+
+
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return rank() == 0
+
+
+_patient: dist.ProcessGroup | None = None
+"""Group in which processes wait for each other however long it takes; None = there is a single process."""
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come here, however long one of them works: for what is not shared out evenly. A
+    process that has ended is noticed at once."""
+    if _patient is not None:
+        dist.barrier(group=_patient)
 
 
 @contextlib.contextmanager
 def one_first() -> Iterator[None]:
     """Let one process of each machine run the block before the others do: it makes what they then read. Every process
     must come here."""
-    if world_size() == 1:
-        yield
-        return
     if local_rank() > 0:
-        dist.barrier()
+        wait_for_all()
     try:
         yield
     finally:
         if local_rank() == 0:
-            dist.barrier()
+            wait_for_all()
 
 
 @contextlib.contextmanager
-def process_group(processes: int = 1, patience: timedelta | None = None) -> Iterator[None]:
+def process_group(processes: int = 1) -> Iterator[None]:
     """Join the other processes if torchrun started this one, or start `processes` - 1 more of this same command; does
     nothing for a single process.
 
-    Args:
-        patience: how long they wait for each other; None = PyTorch's choice, which is minutes.
+    Raises:
+        LostProcessError: another process has ended, or has said nothing for too long.
+        RunError: a process that this one started failed.
     """
+    global _patient
     with contextlib.ExitStack() as stack:
         if processes > 1 and "RANK" not in os.environ:
             stack.enter_context(_start_others(processes))
@@ -236,19 +264,110 @@ def process_group(processes: int = 1, patience: timedelta | None = None) -> Iter
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
         _end_with_parent()
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
-        try:
-            yield
-            # Nobody leaves while another still saves: a process that ends badly after this can harm nothing.
-            dist.barrier()
-        finally:
-            dist.destroy_process_group()
+        with _explain_lost():
+            dist.init_process_group(
+                "nccl" if torch.cuda.is_available() else "gloo",
+                store=_meet(),
+                rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
+                timeout=PATIENCE,
+            )
+            _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+            if not is_main():
+                _silence_output()
+            try:
+                yield
+                # Nobody leaves while another still saves: a process that ends badly after this can harm nothing.
+                wait_for_all()
+            finally:
+                _patient = None
+                _forget_spread_tensors()
+                dist.destroy_process_group()
+
+
+def _meet() -> Any:
+    """Where the processes of a group learn each other's addresses.
+
+    torchrun offers a store of its own, which outlives its restarts and still has the addresses of processes that are
+    gone (seen with PyTorch 2.13: the restarted ones try to reach those, and fail). There it only says where process 0
+    of this start serves another one.
+    """
+    # Not every build of PyTorch has them
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, processes = next(rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
+    host, key = os.environ["MASTER_ADDR"], "visling/port"
+    if rank == 0:
+        served = TCPStore(host, 0, processes, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+        store.set(key, str(served.port))
+        return served
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < end:
+        port = int(store.get(key))
+        with contextlib.suppress(OSError):  # that of an earlier start, whose process 0 is gone
+            socket.create_connection((host, port), timeout=5).close()
+            return TCPStore(host, port, processes, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+        time.sleep(0.1)
+    raise LostProcessError(f"process {rank} has found no process 0 at {host} for {PATIENCE}. Start the command again.")
+
+
+def _forget_spread_tensors() -> None:
+    """Let go of what keeps a group alive: models and optimisers of DTensors, which refer to each other in circles, and
+    what PyTorch remembers of their operations."""
+    gc.collect()
+    if "torch.distributed.tensor" in sys.modules:
+        importlib.import_module("torch.distributed.tensor.debug")._clear_sharding_prop_cache()
+
+
+@contextlib.contextmanager
+def _explain_lost() -> Iterator[None]:
+    """Turn errors of messages between processes into one that says what happened."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo's own are plain RuntimeErrors
+            raise
+        number, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        happened = "has waited too long for another one" if "imed out" in str(error) else "has lost another one"
+        raise LostProcessError(
+            f"process {number} of {count}, counted from 0, {happened}: it failed or was killed, or its machine is "
+            "gone; its own message says why. What was saved is kept: give the same command again, with --resume if it "
+            "trains or extracts; torchrun --max-restarts does so by itself."
+        ) from error
+
+
+def _silence_output() -> None:
+    """Drop what this process prints from now on: the main one prints the same. Errors and warnings are still shown."""
+    sys.stdout.flush()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def is_first_to_say(message: str) -> bool:
+    """Whether no other process that torchrun started for this command, on any machine, has said this before: what all
+    refuse is said once, what one alone refuses is said, too."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or host is None or port is None:
+        return True
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]  # exported if PyTorch was built with it
+            host, int(port), is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False
+        )
+        return bool(store.add(f"visling/{attempt}/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1)
+    except RuntimeError:  # the store is gone: it ends with torchrun on the first machine
+        return True
 
 
 def _end_with_parent() -> None:
-    """Let a process that `_start_others` started end soon after the one that did: if that is killed, nobody else ends
-    this one, which would write into the files of a run that has been resumed meanwhile."""
+    """Let a process that `_start_others` or torchrun started end soon after the one that did: if that is killed, nobody
+    else ends this one, which would write into the files of a run that has been resumed meanwhile, or wait for ever."""
     parent = os.environ.get(_PARENT)
+    if parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = str(os.getppid())
     if parent is None:
         return
 
@@ -262,68 +381,34 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _start_others(processes: int) -> Iterator[None]:
-    """Processes 1, 2, ... of a group on this machine, of which this process becomes number 0. They end with it.
-
-    Their output is withheld: the first process prints the same. If one fails by itself, its output is shown.
-    """
+    """Processes 1, 2, ... of a group on this machine, of which this process becomes number 0. They end with it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with contextlib.ExitStack() as stack:
-        members = []
-        for number in range(1, processes):
-            output = stack.enter_context(tempfile.TemporaryFile("w+"))
-            environment = (
-                os.environ | group | {"RANK": str(number), "LOCAL_RANK": str(number), _PARENT: str(os.getpid())}
-            )
-            members.append(
-                (
-                    subprocess.Popen(
-                        [sys.executable, *sys.orig_argv[1:]], env=environment, stdout=output, stderr=output
-                    ),
-                    output,
-                )
-            )
-        os.environ.update(group, RANK="0", LOCAL_RANK="0")
-        finished = threading.Event()
-        threading.Thread(target=_watch, args=(members, finished), daemon=True).start()
-        try:
-            yield
-            for member, _ in members:
-                member.wait()
-        except RuntimeError as error:  # a message to a process that is gone
-            if said := _read_failure(members):
-                raise RunError(f"another process of this run failed:\n{said}") from error
-            raise
-        finally:
-            finished.set()
-            for name in (*group, "RANK", "LOCAL_RANK"):
-                del os.environ[name]
-            for member, _ in members:
-                member.kill()
-                member.wait()
-
-
-def _watch(members: Sequence[tuple[subprocess.Popen[bytes], IO[str]]], finished: threading.Event) -> None:
-    """End this process if another one of its group failed: it would wait forever. It has some seconds to report the
-    same error by itself."""
-    while not finished.wait(0.5):
-        for member, output in members:
-            if member.poll() and not finished.wait(5):
-                output.seek(0)
-                print(f"visling: another process of this run failed:\n{output.read()}", file=sys.stderr, flush=True)
-                os._exit(1)
-
-
-def _read_failure(members: Sequence[tuple[subprocess.Popen[bytes], IO[str]]]) -> str:
-    """What the first process that failed has written; empty if none failed within some seconds."""
-    for member, output in members:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if member.wait(timeout=5):
-                output.seek(0)
-                return output.read()
-    return ""
+    members = Members(
+        [sys.executable, *sys.orig_argv[1:]],
+        [
+            os.environ | group | {"RANK": str(number), "LOCAL_RANK": str(number), _PARENT: str(os.getpid())}
+            for number in range(1, processes)
+        ],
+    )
+    os.environ.update(group, RANK="0", LOCAL_RANK="0")
+    finished = threading.Event()
+    threading.Thread(target=members.watch, args=(finished,), daemon=True).start()
+    try:
+        yield
+        if failure := members.join():
+            raise RunError(failure)
+    except LostProcessError as error:
+        if failure := members.find_failure(within=_NOTICE):
+            raise RunError(failure) from error
+        raise
+    finally:
+        finished.set()
+        for name in (*group, "RANK", "LOCAL_RANK"):
+            del os.environ[name]
+        members.end()
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -364,14 +364,42 @@ class Targets(_Movable):
     """(B, R) or (B, R+1)."""
 
 
+@contract
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One average of a loss as its sum and its count, so that it can be taken over several batches together."""
+
+    total: Tensor
+    """Scalar sum, with its graph."""
+    count: Tensor
+    """Scalar, detached: what the sum is divided by. It depends on the targets alone."""
+    weight: float = field(default=1.0, metadata={"static": True})
+    """Factor of the average in the loss."""
+    added: float = field(default=0.0, metadata={"static": True})
+    """Added to the count before the division."""
+
+    def over(self, count: Tensor) -> Tensor:
+        """The weighted sum divided by a count, at least 1, which may be that of several batches together."""
+        divisor = (count + self.added).clamp(min=1).to(self.total.dtype)
+        return self.total / divisor * self.weight
+
+    def scaled(self, weight: float) -> Term:
+        """The same average, its weight times `weight`."""
+        return Term(total=self.total, count=self.count, weight=self.weight * weight, added=self.added)
+
+
+@contract
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """A value to minimise and its parts as (sum, count), so that averages over steps and processes are exact."""
+    """A value to minimise, and what it consists of: as terms, so that its average over steps and processes is exact,
+    and as parts for the log."""
 
     value: Tensor
-    """Scalar."""
+    """Scalar: the sum of the terms, each over its own count."""
     parts: Mapping[str, tuple[Tensor, Tensor]]
     """Name -> (sum, count), both scalar tensors, detached."""
+    terms: Mapping[str, Term] | None = None
+    """Name -> average; None = not known, and the loss can only be averaged by its values."""
 
     @staticmethod
     def mean(name: str, values: Tensor, mask: Tensor | None = None) -> Loss:
@@ -384,18 +412,44 @@ class Loss:
             count = mask.sum()
         else:
             count = torch.full((), values.numel(), device=values.device)  # filled there: no copy from the host
-        total = values.sum()
-        return Loss(value=total / count.clamp(min=1), parts={name: (total.detach(), count)})
+        return Loss.ratio(name, values.sum(), count)
+
+    @staticmethod
+    def ratio(name: str, total: Tensor, count: Tensor, *, added: float = 0.0) -> Loss:
+        """A sum divided by a count, at least 1.
+
+        Args:
+            added: added to the count before the division.
+        """
+        return Loss(
+            value=total / (count + added if added else count.clamp(min=1)),
+            parts={name: (total.detach(), count)},
+            terms={name: Term(total=total, count=count, added=added)},
+        )
 
     def __add__(self, other: Loss) -> Loss:
-        """Sum of values, union of parts, whose names must differ."""
+        """Sum of values, union of terms and of parts, whose names must differ."""
         clash = self.parts.keys() & other.parts.keys()
         assert not clash, f"two losses report the same parts: {sorted(clash)}"
-        return Loss(value=self.value + other.value, parts={**self.parts, **other.parts})
+        terms = None if self.terms is None or other.terms is None else {**self.terms, **other.terms}
+        return Loss(value=self.value + other.value, parts={**self.parts, **other.parts}, terms=terms)
 
     def scaled(self, weight: float) -> Loss:
         """The same parts, the value times `weight`."""
-        return Loss(value=self.value * weight, parts=self.parts)
+        terms = None if self.terms is None else {name: term.scaled(weight) for name, term in self.terms.items()}
+        return Loss(value=self.value * weight, parts=self.parts, terms=terms)
+
+    def reporting(self, parts: Mapping[str, tuple[Tensor, Tensor]]) -> Loss:
+        """The same loss with further parts, such as the share of right answers."""
+        return Loss(value=self.value, parts={**self.parts, **parts}, terms=self.terms)
+
+    def prefixed(self, prefix: str) -> Loss:
+        """The same loss, with `prefix` before the names of its terms and parts."""
+        return Loss(
+            value=self.value,
+            parts={f"{prefix}{name}": part for name, part in self.parts.items()},
+            terms=None if self.terms is None else {f"{prefix}{name}": term for name, term in self.terms.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -450,6 +504,10 @@ class FeatureExtractor(Protocol):
         Boxes are unit corners of the unpadded picture. `pixels.classes` and `pixels.masks` are None unless the task
         knows its objects.
         """
+        ...
+
+    def count(self, regions: Regions) -> Mapping[str, Tensor]:
+        """What the terms of its own loss divide by, by name; empty without one."""
         ...
 
 

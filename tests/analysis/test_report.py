@@ -104,7 +104,8 @@ def make_run(path: Path, **changes: Any) -> Path:
                 "lr": 1e-4,
                 "seconds": step * 1.44,
             }
-            log.write(json.dumps(entry | {"examples_per_second": 900.0}) + "\n")
+            machine = {"examples_per_second": 900.0, "data_wait": 0.25, "memory": 3_000_000_000, "utilisation": 0.5}
+            log.write(json.dumps(entry | machine) + "\n")
         for step in (400, 800):
             log.write(
                 json.dumps(
@@ -186,8 +187,12 @@ def test_a_finished_run_is_reported_in_full(tmp_path: Path) -> None:
         "Validation",
         "Learning rate",
         "Speed",
+        "Use of the machine, %",
+        "Memory",
     ]
     assert "masked_lm" in charts[0]
+    assert charts[-2].endswith("waiting for data 25 → 25; of the measured product rate 50 → 50")
+    assert charts[-1].endswith("GB at the peak 3 → 3")
     assert "accuracy 20 → 40" in charts[1]
 
 

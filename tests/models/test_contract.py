@@ -458,7 +458,7 @@ def test_every_objective(name: str, model: Encoder, objective: str) -> None:
     batch, targets = make_batch(hidden=True), make_targets()
     if isinstance(module, RegionContrast):
         for _ in range(2):  # its queue holds two batches
-            module.fill(make_batch(counts=(REGIONS,) * ROWS), targets)
+            module.fill((make_batch(counts=(REGIONS,) * ROWS), targets))
     loss = module(PretrainStep(model=model, batch=batch, encoded=model(batch), targets=targets))
     loss.value.backward()
     assert loss.value.shape == ()
@@ -466,6 +466,11 @@ def test_every_objective(name: str, model: Encoder, objective: str) -> None:
     assert loss.value > 0
     assert all(total.isfinite() and count > 0 and not total.requires_grad for total, count in loss.parts.values())
     assert ("masked_regions" if objective.startswith("masked_regions") else objective) in loss.parts
+    assert loss.terms is not None
+    assert {key: int(count) for key, count in module.count(batch, targets).items()} == {
+        key: int(term.count) for key, term in loss.terms.items()
+    }, "what is counted beforehand is what the loss divides by"
+    assert_close(sum(term.over(term.count) for term in loss.terms.values()), loss.value)
     assert at_rest(module) == set()
     assert at_rest(model) == not_fed(name, model, READS[OBJECTIVES[objective][1]]) | not_called_for(name, batch)
     few = make_batch(hidden=True, counts=ONE_WITHOUT)

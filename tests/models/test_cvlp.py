@@ -152,7 +152,8 @@ def test_each_second_layer_is_dropped_half_of_the_time_by_itself() -> None:
             skipped[frozenset(name for name, successor in replacements.items() if successor is None)] += 1
 
     network.lxmert = Listening()
-    for _ in range(passes):
+    for number in range(passes):
+        network.draw_path(number)
         network(batch)
     middle = [f"{stream}.1" for stream in ALL]
     assert skipped.keys() == {frozenset(names) for count in range(4) for names in itertools.combinations(middle, count)}
@@ -166,14 +167,20 @@ def test_each_second_layer_is_dropped_half_of_the_time_by_itself() -> None:
         assert abs(count - passes / 8) <= 5 * math.sqrt(passes / 8 * 7 / 8), (names, count)
 
 
-def test_what_is_dropped_follows_the_seed() -> None:
-    network, batch = KeyNetwork(Cvlp(config_of())).train(), batch_of()
+def test_what_is_dropped_follows_the_seed_and_the_update() -> None:
+    batch = batch_of()
 
-    def passes() -> list[set[str]]:
-        torch.manual_seed(5)
-        return [layers_run(network, batch) for _ in range(8)]
+    def passes(seed: int) -> list[set[str]]:
+        torch.manual_seed(seed)
+        network, run = KeyNetwork(Cvlp(config_of())).train(), []
+        for number in range(8):
+            network.draw_path(number)
+            torch.rand(number)  # other draws, which processes make of their own, change nothing
+            run.append(layers_run(network, batch))
+            assert layers_run(network, batch) == run[-1], "all batches of an update"
+        return run
 
-    assert passes() == passes()
+    assert passes(5) == passes(5) != passes(6)
 
 
 def test_without_training_every_layer_runs() -> None:
@@ -268,7 +275,7 @@ def test_training_steps_are_finite(regions: int, counts: tuple[int, ...], key_la
     optimizer, _ = build_optimizer(whole, OptimConfig(lr=1e-3), 10)
     full = batch_of(rows=4)
     assert full.regions is not None
-    objective.fill(full, Targets(region_features=full.regions.features))
+    objective.fill((full, Targets(region_features=full.regions.features)))
     key = {name: value.clone() for name, value in objective.key.network.named_parameters()}
     batch = batch_of(regions=regions, counts=counts)
     assert batch.regions is not None

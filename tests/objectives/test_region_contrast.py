@@ -273,7 +273,7 @@ def test_padded_regions_are_neither_queued_nor_counted() -> None:
     for _ in range(2):
         batch, targets = batch_of(counts=(2, 1))
         expected.append(objective.keys(batch, targets)[_mask(batch)])
-        objective.fill(batch, targets)
+        objective.fill((batch, targets))
     assert objective.queue.full
     assert torch.equal(objective.queue.rows, torch.cat(expected))
     batch, targets = batch_of(regions=3, counts=(3, 0))
@@ -304,7 +304,7 @@ def test_rows_of_one_region_and_of_none(regions: int, counts: tuple[int, ...], f
     encoder = Toy()
     objective = objective_of(encoder).train()
     if full:
-        objective.fill(*batch_of(rows=4))
+        objective.fill(batch_of(rows=4))
     assert objective.queue.full == full
     batch, targets = batch_of(regions=regions, counts=counts)
     loss = objective(step_of(encoder, batch, targets))
@@ -322,7 +322,7 @@ def test_rows_of_one_region_and_of_none(regions: int, counts: tuple[int, ...], f
 def test_a_batch_without_regions_gives_nothing() -> None:
     encoder = Toy()
     objective = objective_of(encoder).train()
-    objective.fill(*batch_of(rows=4))
+    objective.fill(batch_of(rows=4))
     batch, targets = batch_of()
     before = objective.queue.rows.clone()
     loss = objective(
@@ -348,7 +348,7 @@ def test_shared_region_rows_are_told_apart_for_the_keys() -> None:
 def test_evaluation_reads_the_queue_and_leaves_it() -> None:
     encoder = Toy()
     objective = objective_of(encoder)
-    objective.fill(*batch_of(rows=4))
+    objective.fill(batch_of(rows=4))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     objective.eval()
     batch, targets = batch_of()
@@ -361,7 +361,7 @@ def test_evaluation_reads_the_queue_and_leaves_it() -> None:
         assert_close(value, before[name])
 
 
-def test_accumulated_batches_all_join_the_queue() -> None:
+def test_accumulated_batches_all_join_the_queue_in_the_order_of_their_examples() -> None:
     encoder = Toy()
     objective, other = (objective_of(encoder) for _ in range(2))
     other.load_state_dict(objective.state_dict())
@@ -369,10 +369,13 @@ def test_accumulated_batches_all_join_the_queue() -> None:
     for pair in pairs:
         objective(step_of(encoder, *pair))
         assert not int(objective.queue.filled)
-        other.fill(*pair)
+    other.fill(*pairs)
+    keys = torch.stack([objective.keys(*pair) for pair in pairs], dim=1)  # example 0 of each, then example 1
     objective.after_update()
     assert objective.queue.full
+    assert torch.equal(objective.queue.rows, keys.flatten(0, 2))
     assert torch.equal(objective.queue.rows, other.queue.rows)
+    assert int(objective.pushed) == int(other.pushed) == 1
 
 
 def test_the_key_network_is_saved_once_and_never_optimised() -> None:
@@ -454,7 +457,7 @@ def test_missing_clean_features_are_named() -> None:
 def test_a_compiled_step_equals_the_eager_one() -> None:
     encoder = Toy()
     objective = objective_of(encoder).train()
-    objective.fill(*batch_of(rows=4))
+    objective.fill(batch_of(rows=4))
     batch, targets = batch_of()
 
     def step(batch: Batch, targets: Targets) -> Tensor:
@@ -469,6 +472,20 @@ def test_a_compiled_step_equals_the_eager_one() -> None:
     assert len(objective._waiting) == 2
 
 
+def test_keys_of_an_update_that_is_left_out_join_nothing() -> None:
+    encoder = Toy()
+    objective = objective_of(encoder, queue_size=8).train()
+    batch, targets = batch_of()
+    objective(step_of(encoder, batch, targets))
+    key = [parameter.clone() for parameter in objective.key.parameters()]
+    objective.after_skip()
+    assert int(objective.queue.filled) == 0
+    assert all(map(torch.equal, key, objective.key.parameters()))
+    objective(step_of(encoder, batch, targets))
+    objective.after_update()
+    assert int(objective.queue.filled) == 6, "of the second update alone"
+
+
 @pytest.fixture
 def alone_in_a_group(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
@@ -479,7 +496,7 @@ def alone_in_a_group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("alone_in_a_group")
 def test_processes_pad_their_keys_to_one_size() -> None:
     objective = objective_of(Toy(), max_regions=4, queue_size=8)
-    objective.fill(*batch_of())
+    objective.fill(batch_of())
     assert int(objective.queue.filled) == 6
     with pytest.raises(ConfigError, match="5 regions an image, more than the 4 of region contrast"):
-        objective.fill(*batch_of(rows=1, regions=5))
+        objective.fill(batch_of(rows=1, regions=5))

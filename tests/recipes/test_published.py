@@ -251,6 +251,7 @@ STATED: Mapping[str, Mapping[str, Any]] = {
     },
     "vlbert-large-e2e": {
         **_VLBERT, **_E2E, "train.precision": "bf16", "batch_size": 64, "train.accumulation": 2,
+        "train.normalise": "micro_steps",
         "start": "bert-large-uncased", "encoder.hidden_size": 1024, "encoder.num_layers": 24,
         "encoder.masks_features": False,
     },

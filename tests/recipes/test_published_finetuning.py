@@ -192,7 +192,8 @@ _VLBERT_LARGE = {
 _BASE_E2E, _LARGE_E2E = ({**size, "start": start} for size, start in (
     (_VLBERT_BASE, "vlbert-base-e2e"), (_VLBERT_LARGE, "vlbert-large-e2e"),
 ))  # fmt: skip
-_TWICE, _FOUR_TIMES = ({"batch_size": size, "train.accumulation": parts} for size, parts in ((16, 2), (8, 4)))
+_MEANS = {"train.normalise": "micro_steps"}
+_TWICE, _FOUR_TIMES = ({"batch_size": size, "train.accumulation": parts, **_MEANS} for size, parts in ((16, 2), (8, 4)))
 _FP16 = {"batch_size": 64, "train.accumulation": 1, "train.precision": "bf16"}
 _ANSWER, _RATIONALE = ({"task_settings": {"phase": phase}} for phase in ("answer", "rationale"))
 VLBERT: Mapping[str, Mapping[str, Any]] = {
@@ -200,14 +201,17 @@ VLBERT: Mapping[str, Mapping[str, Any]] = {
         **_VLBERT_VQA, **_VLBERT_BASE, "start": "vlbert-base-prec", "batch_size": 256, "train.accumulation": 1,
     },
     "vlbert-large-vqa": {
-        **_VLBERT_VQA, **_VLBERT_LARGE, "start": "vlbert-large-prec", "batch_size": 64, "train.accumulation": 4,
+        **_VLBERT_VQA, **_VLBERT_LARGE, **_MEANS, "start": "vlbert-large-prec", "batch_size": 64,
+        "train.accumulation": 4,
     },
     "vlbert-base-refcoco+": {**_VLBERT_REFCOCO, **_BASE_E2E, **_TWICE},
     "vlbert-base-refcoco+-gt": {**_VLBERT_REFCOCO, **_BASE_E2E, **_TWICE},
     "vlbert-large-refcoco+": {**_VLBERT_REFCOCO, **_LARGE_E2E, **_FOUR_TIMES},
     "vlbert-large-refcoco+-gt": {**_VLBERT_REFCOCO, **_LARGE_E2E, **_FOUR_TIMES},
-    "vlbert-base-vcr": {**_VLBERT_VCR, **_BASE_E2E, **_ANSWER, "batch_size": 16, "train.accumulation": 4},
-    "vlbert-base-vcr-rationale": {**_VLBERT_VCR, **_BASE_E2E, **_RATIONALE, "batch_size": 16, "train.accumulation": 4},
+    "vlbert-base-vcr": {**_VLBERT_VCR, **_BASE_E2E, **_ANSWER, "batch_size": 16, "train.accumulation": 4, **_MEANS},
+    "vlbert-base-vcr-rationale": {
+        **_VLBERT_VCR, **_BASE_E2E, **_RATIONALE, **_MEANS, "batch_size": 16, "train.accumulation": 4,
+    },
     "vlbert-large-vcr": {**_VLBERT_VCR, **_LARGE_E2E, **_ANSWER, **_FP16},
     "vlbert-large-vcr-rationale": {**_VLBERT_VCR, **_LARGE_E2E, **_RATIONALE, **_FP16},
 }  # fmt: skip
@@ -420,6 +424,12 @@ def test_the_numbers_are_those_of_the_release(name: str) -> None:
     assert settings["recipe"] == name
     assert {setting: value(settings, setting) for setting in STATED[name]} == STATED[name]
     assert not set(NEEDED) - set(STATED[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_means_of_micro_batches_are_averaged_as_in_the_release(name: str) -> None:
+    train = PUBLISHED_FINETUNING[name]().train
+    assert (train.normalise == "micro_steps") == (train.accumulation > 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -315,14 +315,12 @@ def test_a_stopped_run_goes_on_bit_by_bit(world: Any, tmp_path: Path) -> None:
 
     stopped("whole")
     stopped("parts", "train.max_seconds=0.1")
-    about = json.loads((tmp_path / "parts" / "last" / "state.json").read_text())
+    about = json.loads((max((tmp_path / "parts" / "last").glob("step-*")) / "state.json").read_text())
     assert about["state"]["step"] < 8
     stopped("parts", resume=True)
-    assert '"step": 8' in (tmp_path / "parts" / "last" / "state.json").read_text()
-    for folder in ("model", "last"):
-        whole, parts = (
-            load_file(max((tmp_path / name / folder).glob("model*.safetensors"))) for name in ("whole", "parts")
-        )
+    assert '"step": 8' in (max((tmp_path / "parts" / "last").glob("step-*")) / "state.json").read_text()
+    for folder in ("model", "last/step-00000008"):
+        whole, parts = (load_file(tmp_path / name / folder / "model.safetensors") for name in ("whole", "parts"))
         assert whole.keys() == parts.keys()
         assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
     assert "randomly initialised" in (tmp_path / "parts" / "log.jsonl").read_text()

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from visling import models
 from visling.data.annotations.retrieval import RetrievalRecord
-from visling.data.batches.slots import slots_of_grid
+from visling.data.batches.slots import SLOT_MULTIPLE, slots_of_grid
 from visling.models.base import Encoder
 from visling.models.task_model import TaskModel
 from visling.nn import attention_kernels
@@ -32,16 +33,17 @@ from visling.recipes.visualbert import visualbert_coco
 from visling.recipes.vlbert import vlbert_base_prec_without_text
 from visling.runs.count_products import MatrixProducts
 from visling.runs.inputs import Inputs
+from visling.runs.layer_products import Needed, Products
 from visling.runs.needed_products import (
-    Needed,
-    Products,
     Reading,
+    are_known,
     encoder_products,
     pretraining_products,
     task_products,
 )
 from visling.runs.pretrain import untrained_model
 from visling.runs.retrieve import score_pairs
+from visling.runs.validate import text_loss
 from visling.tasks.retrieval import Retrieval
 from visling.types import IGNORE, Batch, Encoded, Head, RegionArray, Regions, Targets, Text
 
@@ -187,8 +189,12 @@ def test_the_formulas_are_exact_where_nothing_can_be_spared(name: str, share: bo
         assert products.linear == needed.step.linear
 
 
-def make_pretraining(name: str, rows: int) -> tuple[PretrainModel, Batch, Targets]:
-    """A recipe's objectives on a tiny encoder, and a batch with labels for all of them."""
+def make_pretraining(name: str, rows: int, *, padded: bool = True) -> tuple[PretrainModel, Batch, Targets]:
+    """A recipe's objectives on a tiny encoder, and a batch with labels for all of them.
+
+    Args:
+        padded: rows of different lengths, of which different numbers of positions are to be predicted.
+    """
     run = RECIPES[name]()
     run = dataclasses.replace(run, encoder=tiny_config(name))
     losses = run.region_losses
@@ -207,14 +213,19 @@ def make_pretraining(name: str, rows: int) -> tuple[PretrainModel, Batch, Target
     for module in model.modules():
         if isinstance(module, DependsOnValues):
             module.use_typical_path()
-    batch = make_batch(run.encoder, draw_lengths(rows, 5, 20, 0), draw_lengths(rows, 3, 30, 1))
+    tokens, regions = draw_lengths(rows, 5, 20, 0), draw_lengths(rows, 3, 30, 1)
+    if not padded:  # nor free slots where every region is to be predicted
+        tokens, regions = [TOKENS] * rows, [2 * SLOT_MULTIPLE] * rows
+    batch = make_batch(run.encoder, tokens, regions)
     batch = dataclasses.replace(batch, text=dataclasses.replace(batch.text, answer_at=None))
     assert batch.regions is not None
     rng = np.random.default_rng(2)
     real, text = batch.regions.mask.numpy(), batch.text.mask.numpy().copy()
     text[:, 0] = False  # [CLS] is never hidden
-    token_slots = slots_of_grid(text & (rng.random(text.shape) < 0.15))
-    chosen = real & (rng.random(real.shape) < 0.15)
+    named, chosen = rng.random(text.shape) < 0.15, rng.random(real.shape) < 0.15
+    if not padded:  # no free slot either
+        named[:], chosen[:] = np.arange(text.shape[1]) <= SLOT_MULTIPLE, np.arange(real.shape[1]) < SLOT_MULTIPLE
+    token_slots, chosen = slots_of_grid(text & named), real & chosen
     every = run.region_masking is not None and run.region_masking.labels == "all"
     class_slots, feature_slots = slots_of_grid(real if every else chosen), slots_of_grid(chosen)
     shape = class_slots.at.shape
@@ -243,6 +254,57 @@ def test_pretraining_computes_what_its_objectives_read(name: str, kernel: str) -
         model(batch, targets).value.backward()
     # CVLP's key network runs forward.
     require_no_more(products, needed.step, None if padded is None else padded.step + padded.forward)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pytorchs_own_counter_agrees_where_nothing_is_padded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "WORK_OF_A_ROW", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model, batch, targets = make_pretraining(name, 24, padded=False)
+    with FlopCounterMode(display=False) as counter:
+        model(batch, targets).value.backward()
+    # It does not know `addmm_`, by which CVLP sums up gradients of its keys; and LXMERT's head transforms those regions
+    # twice of which it predicts both the class and the feature.
+    allowed = {"cvlp": 0.003, "lxmert": 0.006}.get(name, 0.0)
+    assert pretraining_products(model, batch, targets).step.total == pytest.approx(
+        counter.get_total_flops(), rel=allowed, abs=0
+    )
+    task, batch = make_task(name, CLASSIFY), make_batch(tiny_config(name), [TOKENS] * 24, [REGIONS] * 24)
+    with FlopCounterMode(display=False) as counter:
+        task.train()(batch)["only"].sum().backward()
+    assert task_products(task, batch).step.total == counter.get_total_flops()
+
+
+def test_text_without_images_needs_its_masked_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As VL-BERT reads passages next to captions; the other objectives are not computed."""
+    monkeypatch.setattr(attention_kernels, "WORK_OF_A_ROW", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model, batch, targets = make_pretraining("vlbert", 24)
+    passages = dataclasses.replace(batch, regions=None)
+    needed = pretraining_products(model, passages, targets, only=["masked_lm"]).step
+    with FlopCounterMode(display=False) as counter:
+        text_loss(model, passages, targets).value.backward()  # type: ignore[no-untyped-call]
+    assert needed.total == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert needed.total < pretraining_products(model, batch, targets, only=["masked_lm"]).step.total
+
+
+def test_an_objective_of_weight_zero_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "WORK_OF_A_ROW", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model, batch, targets = make_pretraining("lxmert", 24, padded=False)
+    model.weights = {name: float(name != "masked_regions") for name in model.weights}
+    with FlopCounterMode(display=False) as counter:
+        model(batch, targets).value.backward()
+    computed = [name for name, weight in model.weights.items() if weight]
+    assert pretraining_products(model, batch, targets, only=computed).step.total == counter.get_total_flops()
+    assert pretraining_products(model, batch, targets).step.total > counter.get_total_flops()
+
+
+def test_what_is_known() -> None:
+    """Models of our families, unless a network in front of them is trained too."""
+    assert are_known(tiny_config("cvlp"))
+    assert not are_known(tiny_config("cvlp"), torch.nn.Linear(1, 1))
+    assert not are_known(object())
 
 
 def make_task(name: str, head: Head, group: int = 1) -> TaskModel:

@@ -57,6 +57,11 @@ def test_a_run_folder_says_all_about_its_run(world: Any) -> None:
     train = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in train] == [2, 4]
     assert set(train[0]["parts"]) == {"masked_lm", "masked_lm_accuracy", "matching", "matching_accuracy"}
+    assert about["product_rate"] > 1e8
+    for line in train:
+        assert 0 < line["utilisation"] < 1.5
+        assert 0 <= line["data_wait"] < 1
+        assert line["memory"] > 1e7
     (valid,) = [line for line in lines if line["kind"] == "valid"]
     assert valid["scores"]["loss"] == pytest.approx(valid["scores"]["masked_lm"] + 0.1 * valid["scores"]["matching"])
 
@@ -522,6 +527,7 @@ def test_captions_and_text_side_by_side(world: Any, tmp_path: Path) -> None:
     assert train["loss"] == pytest.approx(train["parts"]["masked_lm"] + train["parts"]["text_masked_lm"], rel=0.1), (
         "a sum of two means"
     )
+    assert train["utilisation"] > 0
     (scores,) = [line["scores"] for line in lines if line["kind"] == "valid"]
     assert scores["loss"] == scores["masked_lm"], "the best model is chosen by what it says about images"
     assert scores["text_masked_lm"] > 0

@@ -139,7 +139,7 @@ def test_a_first_save_that_fails_says_why_and_leaves_nothing(
     def fill_the_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("visling.train.state.save_file", fill_the_disk)
+    monkeypatch.setattr("visling.train.saved_states.save_file", fill_the_disk)
     run = configs.override(FINETUNING["visualbert-vqa-scenes"](), [*world.settings, "train.save_every=1"])
     out = tmp_path / "run"
     if existed:

@@ -213,7 +213,7 @@ def test_training_gives_every_row_noise_of_its_own(world: Any) -> None:
     run, _ = prepare(world, "lxmert", "vqa")
     image = run.train_records[0].images
     run.train_records = [record for record in run.train_records if record.images == image] * 8
-    batch, _ = next(iter(run.load_batches()))
+    batch, _ = next(iter(run.load_batches(run.config.batch_size, 1)))
     assert batch.regions is not None
     assert batch.regions.row is None
     assert batch.text.row is None

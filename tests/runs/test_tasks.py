@@ -15,7 +15,7 @@ from visling.errors import ConfigError, RunError
 from visling.recipes.scenes import TASKS
 from visling.recipes.tables import FINETUNING
 from visling.runs.evaluate import evaluate
-from visling.runs.finetune import finetune
+from visling.runs.finetune import Finetuning, finetune
 from visling.tasks.base import names
 
 TINY = (
@@ -84,6 +84,22 @@ def check_candidates(model: api.Predictor, question: api.Question) -> None:
     else:
         assert values == sorted(values, reverse=True)
         assert len(set(values)) > 1
+
+
+@pytest.mark.parametrize(
+    ("model", "task"), [*(("vlbert", task) for task in TASKS), ("lxmert", "referring"), ("vilbert", "referring")]
+)
+def test_what_is_counted_beforehand_is_what_the_loss_divides_by(world: Any, model: str, task: str) -> None:
+    config = configs.override(FINETUNING[f"{model}-{task}-scenes"](), TINY)
+    run = Finetuning(config, data=world.scenes, store=world.regions, init=None, device="cpu", other_features=False)
+    training = run.build()
+    assert training.count is not None
+    item = next(iter(training.batches))
+    terms = training.step(*item).terms
+    assert terms is not None
+    assert {name: float(count) for name, count in training.count(*item).items()} == {
+        name: float(term.count) for name, term in terms.items()
+    }
 
 
 def test_both_phases_of_vcr_are_scored_together_or_written_into_one_file(world: Any, tmp_path: Path) -> None:

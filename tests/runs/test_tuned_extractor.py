@@ -101,11 +101,11 @@ def test_losses_reach_the_later_stages_and_nothing_else_of_the_network(world: An
 @pytest.mark.parametrize("task", TASKS)
 def test_a_stopped_run_resumes_bit_by_bit(world: Any, runs: dict[str, Path], tmp_path: Path, task: str) -> None:
     tune(world, tmp_path / "parts", task, "train.max_seconds=0.01")
-    state = json.loads((tmp_path / "parts" / "last" / "state.json").read_text())["state"]
+    state = json.loads((max((tmp_path / "parts" / "last").glob("step-*")) / "state.json").read_text())["state"]
     assert state["step"] < 4
     tune(world, tmp_path / "parts", task, resume=True)
     whole, parts = (
-        load_file(max((run / "last").glob("model*.safetensors"))) for run in (runs[task], tmp_path / "parts")
+        load_file(max((run / "last").glob("step-*")) / "model.safetensors") for run in (runs[task], tmp_path / "parts")
     )
     assert whole.keys() == parts.keys()
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())

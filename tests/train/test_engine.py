@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +41,7 @@ def train(
     """A toy run without a folder."""
     extra = {
         name: changes.pop(name)
-        for name in ("validate", "after_update", "run_folder", "save_model", "log", "reseed")
+        for name in ("validate", "after_update", "run_folder", "save_model", "log", "reseed", "count")
         if name in changes
     }
     model, usual = toy.make(dropout)
@@ -73,16 +75,41 @@ def test_accumulation_equals_one_big_batch(toy: ModuleType) -> None:
 
 
 def test_normalising_by_counts_equals_one_big_batch_whatever_the_counts(toy: ModuleType) -> None:
-    big, _ = train(toy, batch_size=8, step=toy.masked)
-    by_counts, _ = train(toy, batch_size=4, accumulation=2, normalise="counts", step=toy.masked)
-    by_steps, _ = train(toy, batch_size=4, accumulation=2, step=toy.masked)
+    def lines(**settings: Any) -> tuple[nn.Module, list[float]]:
+        stream = io.StringIO()
+        model, _ = train(toy, step=toy.masked, log=Log(None, stream=stream), log_every=1, **settings)
+        return model, [float(loss) for loss in re.findall(r"loss ([0-9.]+)", stream.getvalue())]
+
+    big, expected = lines(batch_size=8)
+    by_counts, losses = lines(batch_size=4, accumulation=2, normalise="counts", count=toy.count_masked)
+    by_steps, others = lines(batch_size=4, accumulation=2)
     assert_close(weights(by_counts), weights(big), atol=1e-6, rtol=1e-5)
+    assert losses == pytest.approx(expected, abs=1e-3)
     assert not torch.allclose(by_steps.out.weight, big.out.weight, atol=1e-4)
+    assert others != pytest.approx(expected, abs=1e-3)
 
 
-def test_counts_need_a_single_part(toy: ModuleType) -> None:
-    with pytest.raises(ConfigError, match=r"\['answer', 'size'\]"):
-        train(toy, normalise="counts")
+def test_one_process_and_one_batch_minimise_the_loss_as_it_is(toy: ModuleType) -> None:
+    one, other = (train(toy, step=toy.masked, normalise=kind)[0] for kind in ("counts", "micro_steps"))
+    assert equal(weights(one), weights(other))
+
+
+def test_counts_must_be_known_before_the_first_of_several_batches(toy: ModuleType) -> None:
+    with pytest.raises(ConfigError, match=r"accumulation = 2 divides by counts.*micro_steps"):
+        train(toy, normalise="counts", accumulation=2)
+
+
+def test_a_loss_without_terms_has_no_exact_average(toy: ModuleType) -> None:
+    def plain(model: nn.Module) -> Callable[[Tensor, Tensor], Loss]:
+        def step(x: Tensor, y: Tensor) -> Loss:
+            value = F.cross_entropy(model(x), y)
+            return Loss(value=value, parts={"answer": (value.detach() * len(x), torch.tensor(len(x)))})
+
+        return step
+
+    train(toy, normalise="counts", step=plain)
+    with pytest.raises(ConfigError, match=r"the loss answer is not known as sums and counts.*Loss\.mean"):
+        train(toy, normalise="counts", accumulation=2, step=plain, count=toy.count_masked)
 
 
 def test_bf16_keeps_weights_in_float32_and_learns(toy: ModuleType) -> None:
@@ -266,7 +293,11 @@ def test_the_models_that_are_kept(
         run_folder=folder,
         after_update=after_update,
     )
-    found = {file.parent.relative_to(folder.path).as_posix(): file for file in folder.path.rglob("model.safetensors")}
+    found = {
+        file.parent.relative_to(folder.path).as_posix(): file
+        for file in folder.path.rglob("model.safetensors")
+        if folder.last not in file.parents
+    }
     assert set(found) == set(kept)
     for name, expected in kept.items():
         assert torch.equal(load_file(found[name])["out.weight"], at[expected]), name
@@ -303,7 +334,7 @@ def test_the_disk_must_have_room_for_the_models_that_are_kept(
     ((needed, mend),) = asked
     size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
     trained = sum(parameter.numel() * 4 for parameter in model.parameters())
-    assert needed == 2 * (size + 2 * trained) + models * size
+    assert needed == 3 * (size + 2 * trained) + models * size
     assert ("train.keep" in mend) == ("epochs" in changes.get("keep", ()))
 
 
@@ -392,9 +423,9 @@ def test_a_bad_loss_names_the_step_and_leaves_the_state_before_it(toy: ModuleTyp
         Log(folder.log) as log,
     ):
         fit(model, step, toy.Pairs(), config=toy.config(), log=log, validate=toy.accuracy(model), run_folder=folder)
-    saved = json.loads((folder.last / "state.json").read_text())
+    saved = json.loads((max(folder.last.glob("step-*")) / "state.json").read_text())
     assert saved["state"]["step"] == 6
-    assert saved["position"] == {"epoch": 1, "next": 2}
+    assert saved["position"] == {"epoch": 1, "next": 2, "accumulation": 1}
     resumed, state = toy.run(tmp_path / "bad", resume=True)
     assert state.step == 15
     assert equal(weights(resumed), weights(expected))
@@ -402,9 +433,10 @@ def test_a_bad_loss_names_the_step_and_leaves_the_state_before_it(toy: ModuleTyp
 
 
 def test_a_bad_loss_seen_late_names_its_step(tmp_path: Path) -> None:
-    meter = Meter(Sums())
+    meter = Meter(Sums(), torch.device("cpu"), "fp32")
     for step, value in ((4, 1.0), (5, math.inf), (6, math.nan)):
-        meter.add(step, Loss(value=torch.tensor(value), parts={"answer": (torch.tensor(value), torch.tensor(1))}), 2)
+        loss = Loss(value=torch.tensor(value), parts={"answer": (torch.tensor(value), torch.tensor(1))})
+        meter.add(step, loss, 2, flops=0.0)
     with pytest.raises(RunError, match=r"step 5 is not finite \(answer inf\)"):
         meter.read(6)
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from visling.errors import DataError, RunError
-from visling.train.log import Log, cut, duration, read
+from visling.train.log import WIDTH, Log, Machine, cut, duration, read
 
 
 class Terminal(io.StringIO):
@@ -37,9 +37,18 @@ class Recorder:
         self.calls.append("close")
 
 
+USED = "80 examples/s  waits 1%  3.1 GB  42%"
+"""How `machine` reads, without the measured rate."""
+
+
+def machine(**changes: Any) -> Machine:
+    values: dict[str, Any] = {"examples_per_second": 80.0, "data_wait": 0.012, "memory": 3_120_000_000}
+    return Machine(**{**values, "utilisation": 0.42, "product_rate": 1.08e11, **changes})
+
+
 def train_line(log: Log, step: int, **changes: Any) -> None:
     values: dict[str, Any] = {"step": step, "epoch": 1, "loss": 1.5, "parts": {"mlm": 1.0, "match": 0.5}, "lr": 5e-5}
-    log.train(**{**values, "examples_per_second": 80.0, "seconds": 3.0, "seconds_per_step": 2.0, **changes})
+    log.train(**{**values, "machine": machine(), "seconds": 3.0, "seconds_per_step": 2.0, **changes})
 
 
 def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
@@ -57,6 +66,9 @@ def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
         "parts": {"mlm": 1.0, "match": 0.5},
         "lr": 5e-5,
         "examples_per_second": 80.0,
+        "data_wait": 0.012,
+        "memory": 3_120_000_000,
+        "utilisation": 0.42,
         "seconds": 3.0,
     }
     assert valid == {"kind": "valid", "step": 10, "epoch": 1, "scores": {"accuracy": 0.5}}
@@ -98,14 +110,37 @@ def test_plain_lines(tmp_path: Path) -> None:
         log.advance(9)
         train_line(log, 10)
         train_line(log, 20, parts={"mlm": 1.0})
+        train_line(log, 20, parts={"mlm": 1.0}, machine=machine(utilisation=None, product_rate=None))
+        train_line(log, 20, parts={"mlm": 1.0}, machine=machine(memory=None, utilisation=None, product_rate=None))
         log.valid(step=20, epoch=2, scores={"accuracy": 0.5})
         log.event("done", step=20)
     assert stream.getvalue().splitlines() == [
-        "step 10/100  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  80 examples/s  3 min left",
-        "step 20/100  epoch 1  loss 1.5  lr 5.00e-05  80 examples/s  3 min left",
+        f"step 10/100  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  {USED}  3 min left",
+        f"step 20/100  epoch 1  loss 1.5  lr 5.00e-05  {USED} of 0.108 TFLOP/s  3 min left",
+        "step 20/100  epoch 1  loss 1.5  lr 5.00e-05  80 examples/s  waits 1%  3.1 GB  3 min left",
+        "step 20/100  epoch 1  loss 1.5  lr 5.00e-05  80 examples/s  waits 1%  3 min left",
         "step 20/100  epoch 2  validation: accuracy 0.5000",
         "done",
     ]
+
+
+def test_a_line_is_no_wider_than_a_screen() -> None:
+    """Parts of the loss that do not fit are on lines of their own."""
+    stream = io.StringIO()
+    parts = {"masked_lm": 2.90812, "matching": 0.704213, "masked_regions": 0.123456, "image_qa": 6.41231}
+    more = {f"{name}_accuracy": 0.25 for name in parts}
+    with Log(stream=stream) as log:
+        log.start(0, 917_000)
+        train_line(log, 123_450, parts={**parts, **more})
+        train_line(log, 9, parts=dict(list(parts.items())[:1]), loss=2.9, lr=1e-4)
+    first, second, more_parts, third = stream.getvalue().splitlines()
+    assert first == (f"step 123450/917000  epoch 1  loss 1.5  lr 5.00e-05  {USED}  18.4 days left")
+    assert second == (
+        "  masked_lm 2.908  matching 0.7042  masked_regions 0.1235  image_qa 6.412  masked_lm_accuracy 0.25"
+    )
+    assert more_parts == "  matching_accuracy 0.25  masked_regions_accuracy 0.25  image_qa_accuracy 0.25"
+    assert third.startswith("step 9/917000  epoch 1  loss 2.9  lr 1.00e-04  80 examples/s")
+    assert all(len(line) <= WIDTH for line in (first, second, more_parts, third))
 
 
 def test_a_run_bounded_by_time_shows_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +151,9 @@ def test_a_run_bounded_by_time_shows_its_share(monkeypatch: pytest.MonkeyPatch) 
         log.valid(step=10, epoch=1, scores={"accuracy": 0.5})
         train_line(log, 20, seconds=201.0)
     assert stream.getvalue().splitlines() == [
-        "25%  step 10  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  80 examples/s  2 min left",
+        f"25%  step 10  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  {USED}  2 min left",
         "step 10  epoch 1  validation: accuracy 0.5000",
-        "100%  step 20  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  80 examples/s  0 s left",
+        f"100%  step 20  epoch 1  loss 1.5  (mlm 1  match 0.5)  lr 5.00e-05  {USED}  0 s left",
     ]
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
@@ -150,8 +185,9 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     ("width", "shown", "hidden"),
     [
         (60, ["loss 3.412"], ["masked_lm"]),
-        (80, ["loss 3.412", "80 examples/s"], ["masked_lm"]),
-        (160, ["epoch 1", "loss 3.412", "(masked_lm 2.908  matching 0.7042)", "lr 5.00e-05", "80 examples/s"], []),
+        (80, ["loss 3.412", "80 examples/s"], ["masked_lm", "waits"]),
+        (120, ["epoch 1", "loss 3.412", "lr 5.00e-05", "80 examples/s", "3.1 GB  42%"], ["masked_lm", "TFLOP/s"]),
+        (200, ["epoch 1", "(masked_lm 2.908  matching 0.7042)", "80 examples/s", "42% of 0.108 TFLOP/s"], []),
     ],
 )
 def test_bar_step_and_time_left_have_their_place_at_any_width(
@@ -182,7 +218,7 @@ def test_slow_runs_have_a_speed(speed: float, text: str) -> None:
     stream = io.StringIO()
     with Log(stream=stream, unit="images") as log:
         log.start(0, 100)
-        train_line(log, 1, examples_per_second=speed)
+        train_line(log, 1, machine=machine(examples_per_second=speed))
     assert f"  {text}  " in stream.getvalue()
 
 
@@ -207,7 +243,19 @@ def test_other_loggers_receive_every_number() -> None:
         log.event("not a number", step=5)
     assert other.calls == [
         ("start", 4),
-        (5, {"train/loss": 1.5, "train/lr": 5e-5, "train/part/mlm": 1.0, "train/part/match": 0.5}),
+        (
+            5,
+            {
+                "train/loss": 1.5,
+                "train/lr": 5e-5,
+                "train/part/mlm": 1.0,
+                "train/part/match": 0.5,
+                "train/examples_per_second": 80.0,
+                "train/data_wait": 0.012,
+                "train/memory": 3_120_000_000,
+                "train/utilisation": 0.42,
+            },
+        ),
         (5, {"valid/accuracy": 0.5, "valid/averaged_accuracy": 0.6}),
         "close",
     ]

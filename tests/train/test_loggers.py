@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from visling.errors import ConfigError, RunError
-from visling.train.log import Log
+from visling.train.log import Log, Machine
 from visling.train.loggers import EXTRAS, check_loggers, open_loggers
 from visling.train.state import RunFolder
 
 CONFIG = {"train": {"epochs": 2}, "recipe": "toy"}
+MACHINE = Machine(examples_per_second=1.0, data_wait=0.1, memory=10**9, utilisation=None, product_rate=None)
 
 
 def write(path: Path, names: list[str], *, resume: bool = False) -> RunFolder:
@@ -30,7 +31,7 @@ def write(path: Path, names: list[str], *, resume: bool = False) -> RunFolder:
         log.start(begin, 4)
         for step in (begin + 1, begin + 2):
             log.train(
-                step=step, epoch=1, loss=1.0 / step, parts={}, lr=0.1, examples_per_second=1.0, seconds=1.0,
+                step=step, epoch=1, loss=1.0 / step, parts={}, lr=0.1, machine=MACHINE, seconds=1.0,
                 seconds_per_step=1.0,
             )  # fmt: skip
         log.valid(step=begin + 2, epoch=1, scores={"accuracy": 0.5})
@@ -140,7 +141,19 @@ def test_what_wandb_is_told(
         "settings": {"console": "off"},
     }
     assert wandb.calls[2:4] == [
-        ("log", (2, {"train/loss": 0.5, "train/lr": 0.1})),
+        (
+            "log",
+            (
+                2,
+                {
+                    "train/loss": 0.5,
+                    "train/lr": 0.1,
+                    "train/examples_per_second": 1.0,
+                    "train/data_wait": 0.1,
+                    "train/memory": 10**9,
+                },
+            ),
+        ),
         ("log", (2, {"valid/accuracy": 0.5})),
     ]
     write(tmp_path / "run", ["wandb"], resume=True)

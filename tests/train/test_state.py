@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import random
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from visling.errors import RunError
-from visling.train import state as states
+from visling.train import disk, saved_states
 from visling.train.generators import capture_generators, restore_generators
-from visling.train.state import RunFolder, State, Sums, save_weights
+from visling.train.state import RunFolder, State, Sums
+from visling.train.weights import save_weights
 
 
 class Tied(nn.Module):
@@ -44,6 +47,11 @@ def trained(seed: int = 0) -> tuple[Tied, torch.optim.Optimizer]:
 
 def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def files_of(folder: RunFolder) -> dict[str, set[str]]:
+    """What is in last/, by its name there."""
+    return {entry.name: {file.name for file in entry.iterdir()} for entry in sorted(folder.last.iterdir())}
 
 
 def test_a_new_run_is_recorded(tmp_path: Path) -> None:
@@ -100,7 +108,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(states.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(RunError, match=r"cannot write to .*Permission denied.*fix permissions"):
         RunFolder.create(tmp_path / "run")
 
@@ -139,13 +147,13 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert other.decoder.weight is other.words.weight
     moments = [entry["exp_avg"] for entry in optimizer.state.values()]
     assert all(torch.equal(a, b["exp_avg"]) for a, b in zip(moments, other_optimizer.state.values(), strict=True))
-    assert sorted(file.name for file in folder.last.iterdir()) == [
-        "model-000001.safetensors",
-        "optimizer-000001.pt",
-        "state.json",
-    ]
+    assert files_of(folder) == {"step-00000003": {"model.safetensors", "optimizer.pt", "state.json"}}
+    about = json.loads((folder.last / "step-00000003" / "state.json").read_text())
+    for name in ("model.safetensors", "optimizer.pt"):
+        contents = (folder.last / "step-00000003" / name).read_bytes()
+        assert about["files"][name] == {"size": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
     folder.save_last(model, optimizer, state, {})
-    assert len(list(folder.last.iterdir())) == 3
+    assert files_of(folder) == {"step-00000003": {"model.safetensors", "optimizer.pt", "state.json"}}
 
 
 def test_generators_of_an_earlier_moment(tmp_path: Path) -> None:
@@ -157,9 +165,9 @@ def test_generators_of_an_earlier_moment(tmp_path: Path) -> None:
 
 
 FAILURES = {
-    "weights": ("save_file", SafetensorError("Error while serializing: No space left on device")),
-    "optimiser": ("torch.save", RuntimeError("PytorchStreamWriter failed writing file data/0")),
-    "disk": ("json.dumps", OSError(errno.ENOSPC, "No space left on device")),
+    "weights": ("saved_states.save_file", SafetensorError("Error while serializing: No space left on device")),
+    "optimiser": ("saved_states.torch.save", RuntimeError("PytorchStreamWriter failed writing file data/0")),
+    "disk": ("saved_states.json.dumps", OSError(errno.ENOSPC, "No space left on device")),
 }
 
 
@@ -175,10 +183,10 @@ def test_a_full_disk_leaves_the_previous_state(tmp_path: Path, monkeypatch: pyte
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"visling.train.state.{name}", fail)
+        patch.setattr(f"visling.train.{name}", fail)
         with pytest.raises(RunError, match=r"cannot write to .* free\)\. What was saved before is intact"):
             folder.save_last(later, later_optimizer, State(step=2), {})
-    assert len(list(folder.last.iterdir())) == 3
+    assert list(files_of(folder)) == ["step-00000001"]
     found, _ = folder.load_last(later, later_optimizer)
     assert found.step == 1
     assert same(model, later)
@@ -189,41 +197,49 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("survives", [True, False])
-@pytest.mark.parametrize("at", range(1, 10))
-def test_a_kill_at_any_rename_or_flush_leaves_a_whole_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, survives: bool
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_kill_at_any_flush_or_rename_leaves_a_whole_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, again: bool, survives: bool
 ) -> None:
-    """`survives`: whether Python still runs its clean-up; a real kill does not."""
+    """`again`: the state is of the step that was saved before; `survives`: whether Python still runs its clean-up; a
+    real kill does not."""
     folder = RunFolder.create(tmp_path / "run")
     model, optimizer = trained()
-    folder.save_last(model, optimizer, State(step=1), {})
+    folder.save_last(model, optimizer, State(step=5, best=0.1), {}, keep=1)
     later, later_optimizer = trained(seed=1)
-    flush, calls = states._flush, 0
+    calls = 0
 
-    def killed(path: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            if not survives:
-                shutil.copytree(folder.path, tmp_path / "left")
-            raise Killed
-        flush(path)
+    def kill_before(act: Callable[..., Any]) -> Callable[..., Any]:
+        def killed(*given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                if not survives:
+                    shutil.copytree(folder.path, tmp_path / "left")
+                raise Killed
+            return act(*given)
 
+        return killed
+
+    after = State(step=5 if again else 6, best=0.2)
     with monkeypatch.context() as patch:
-        patch.setattr(states, "_flush", killed)
-        if at <= 6:
-            with pytest.raises(Killed):
-                folder.save_last(later, later_optimizer, State(step=2), {})
-        else:
-            folder.save_last(later, later_optimizer, State(step=2), {})
-    if not survives and at <= 6:
-        folder = RunFolder.create(tmp_path / "left", resume=True)
+        patch.setattr(saved_states, "flush", kill_before(disk.flush))
+        patch.setattr(Path, "rename", kill_before(Path.rename))
+        try:
+            folder.save_last(later, later_optimizer, after, {}, keep=1)
+            assert at == 8, "three files, their folder, one or two renamed states, the folder of states, a deletion"
+        except Killed:
+            if not survives:
+                folder = RunFolder.create(tmp_path / "left", resume=True)
     loaded, loaded_optimizer = trained(seed=2)
     found, _ = folder.load_last(loaded, loaded_optimizer)
-    assert found.step == (1 if at < 6 else 2)
-    assert same(loaded, model if found.step == 1 else later)
-    folder.save_last(later, later_optimizer, State(step=3), {})
-    assert len(list(folder.last.iterdir())) == 3
+    assert not folder.notes
+    assert same(loaded, model if found.best == 0.1 else later)
+    assert at > 4 or found.best == 0.1
+    assert at < 8 or found.best == 0.2
+    folder.save_last(later, later_optimizer, State(step=7), {}, keep=1)
+    assert list(files_of(folder)) == ["step-00000007"]
 
 
 def test_a_state_that_does_not_fit(tmp_path: Path) -> None:
@@ -244,27 +260,105 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path, content: str, message: st
         folder.record({"status": "running"})
 
 
+@pytest.fixture
+def three(tmp_path: Path) -> RunFolder:
+    """A run with the states of steps 10, 20 and 30."""
+    folder = RunFolder.create(tmp_path / "run")
+    for number in range(1, 5):
+        folder.save_last(*trained(number), State(step=10 * number), {"next": number}, keep=3)
+    assert list(files_of(folder)) == ["step-00000020", "step-00000030", "step-00000040"]
+    return folder
+
+
+def load(folder: RunFolder) -> tuple[int, nn.Module]:
+    model, optimizer = trained(seed=9)
+    state, _ = folder.load_last(model, optimizer)
+    return state.step, model
+
+
+def test_the_newest_state_is_resumed(three: RunFolder) -> None:
+    step, model = load(three)
+    assert step == 40
+    assert not three.notes
+    assert same(model, trained(4)[0])
+
+
+def flip(file: Path, at: float) -> None:
+    contents = bytearray(file.read_bytes())
+    contents[int(at * len(contents))] ^= 1
+    file.write_bytes(contents)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda state: flip(state / "model.safetensors", 0.9), "model.safetensors is damaged: its SHA-256"),
+        (lambda state: flip(state / "optimizer.pt", 0.5), "optimizer.pt is damaged: its SHA-256"),
+        (lambda state: flip(state / "state.json", 0.5), "state.json"),
+        (lambda state: (state / "state.json").write_text("{"), "state.json cannot be read"),
+        (lambda state: (state / "state.json").write_text("[]"), "state.json is damaged"),
+        (lambda state: (state / "state.json").unlink(), "state.json cannot be read"),
+        (lambda state: (state / "optimizer.pt").unlink(), "optimizer.pt cannot be read"),
+        (lambda state: (state / "model.safetensors").write_bytes(b"short"), "bytes, not"),
+    ],
+)
+def test_a_damaged_state_is_left_out_loudly(three: RunFolder, damage: Callable[[Path], object], said: str) -> None:
+    damage(three.last / "step-00000040")
+    step, model = load(three)
+    assert step == 30
+    assert same(model, trained(3)[0])
+    (note,) = three.notes
+    assert "the state of step 40 is left out" in note
+    assert f"step-00000040/{said}" in note or said in note
+    assert "resumed at step 30 instead" in note
+    three.save_last(*trained(5), State(step=35), {}, keep=3)
+    assert list(files_of(three)) == ["step-00000020", "step-00000030", "step-00000035"], "the damaged one is gone"
+
+
+def test_no_state_is_left(three: RunFolder) -> None:
+    for state in three.last.iterdir():
+        flip(state / "model.safetensors", 0.9)
+    with pytest.raises(RunError, match=r"no state in .* can be resumed: .*40.*30.*20.*intact copy.*another --out"):
+        load(three)
+
+
+def test_a_state_can_be_chosen_by_deleting_newer_ones(three: RunFolder) -> None:
+    shutil.rmtree(three.last / "step-00000040")
+    assert load(three)[0] == 30
+
+
 class Foreign:
     pass
 
 
-def test_a_damaged_or_foreign_state_is_refused(tmp_path: Path) -> None:
+def test_an_optimiser_with_foreign_objects_is_not_unpickled(three: RunFolder) -> None:
+    """Even if its checksum is right."""
+    state = three.last / "step-00000040"
+    torch.save(Foreign(), state / "optimizer.pt")
+    about = json.loads((state / "state.json").read_text())
+    del about["sha256"]
+    about["files"]["optimizer.pt"] = saved_states._describe(state / "optimizer.pt")
+    (state / "state.json").write_text(json.dumps({**about, "sha256": saved_states._hash_contents(about)}))
+    assert load(three)[0] == 30
+    assert "UnpicklingError" in three.notes[0]
+
+
+def test_states_of_other_versions_are_refused(three: RunFolder) -> None:
+    state = three.last / "step-00000040"
+    about = {**json.loads((state / "state.json").read_text()), "format": 99}
+    del about["sha256"]
+    (state / "state.json").write_text(json.dumps({**about, "sha256": saved_states._hash_contents(about)}))
+    with pytest.raises(RunError, match=r"layout 99; this version reads 2\. Finish the run with the version"):
+        load(three)
+
+
+def test_a_state_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
-    model, optimizer = trained()
-    folder.save_last(model, optimizer, State(), {})
-    file = next(folder.last.glob("optimizer-*.pt"))
-    whole = file.read_bytes()
-    torch.save(Foreign(), file)
-    with pytest.raises(RunError, match="cannot read the saved state"):
-        folder.load_last(model, optimizer)
-    file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RunError, match="cannot read the saved state"):
-        folder.load_last(model, optimizer)
-    file.write_bytes(whole)
-    about = json.loads((folder.last / "state.json").read_text())
-    (folder.last / "state.json").write_text(json.dumps({**about, "format": 99}))
-    with pytest.raises(RunError, match="layout 99"):
-        folder.load_last(model, optimizer)
+    folder.last.mkdir()
+    (folder.last / "state.json").write_text('{"format": 1}')
+    assert folder.has_last
+    with pytest.raises(RunError, match=r"earlier version \(layout 1; this one reads 2\)\. Finish the run with"):
+        load(folder)
 
 
 def test_the_best_model_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -303,7 +397,7 @@ def test_a_kill_at_any_flush_leaves_whole_models(
 
     if older:
         folder.save_model(kept, written(0))
-    flush, calls = states._flush, 0
+    flush, calls = disk.flush, 0
 
     def killed(path: Path) -> None:
         nonlocal calls
@@ -315,7 +409,7 @@ def test_a_kill_at_any_flush_leaves_whole_models(
         flush(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(states, "_flush", killed)
+        patch.setattr("visling.train.state.flush", killed)
         try:
             folder.save_model(kept, written(1))
         except Killed:
@@ -359,7 +453,7 @@ def test_a_detector_is_put_into_every_model(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.EPERM, "Operation not permitted")
 
     if not links:
-        monkeypatch.setattr(states.os, "link", refuse)
+        monkeypatch.setattr("os.link", refuse)
     for _ in range(2):  # a resumed run does it again
         folder.keep(source, "detector")
         for kept in (folder.model, folder.models / "last", folder.models / "epoch-0001"):

@@ -3,6 +3,7 @@ processes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from visling import runtime
 from visling.train.config import TrainConfig
 from visling.train.engine import fit
-from visling.train.log import Log, read
+from visling.train.exchange import from_main
+from visling.train.log import TIMED, Log, read
 from visling.train.optim import OptimConfig
-from visling.train.parallel import Backward, Step
+from visling.train.parallel import Step
 from visling.train.state import RunFolder, State
 from visling.types import Loss
 
@@ -49,11 +51,13 @@ class Toy(nn.Module):
 class Pairs:
     """A loader of seeded examples, shuffled by epoch, cut into one share per process."""
 
-    def __init__(self, batch_size: int = 4, rank: int = 0, world: int = 1, examples: int = EXAMPLES) -> None:
+    def __init__(
+        self, batch_size: int = 4, rank: int = 0, world: int = 1, examples: int = EXAMPLES, accumulation: int = 1
+    ) -> None:
         generator = torch.Generator().manual_seed(5)
         self.x = torch.randn(examples, WIDTH, generator=generator)
         self.y = (self.x[:, :CLASSES] + 0.3 * torch.randn(examples, CLASSES, generator=generator)).argmax(1)
-        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.batch_size, self.rank, self.world, self.accumulation = batch_size, rank, world, accumulation
         self._epoch = self._next = 0
 
     @property
@@ -76,10 +80,10 @@ class Pairs:
             yield self.x[at], self.y[at]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "next": self._next}
+        return {"epoch": self._epoch, "next": self._next, "accumulation": self.accumulation}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._epoch, self._next = state["epoch"], state["next"]
+        self._epoch, self._next = state["epoch"], state["next"] * self.accumulation // state["accumulation"]
 
 
 def make(dropout: float = 0.2) -> tuple[Toy, Step]:
@@ -117,6 +121,7 @@ def config(**changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "epochs": 3,
         "accumulation": 2,
+        "normalise": "micro_steps",
         "optim": optim,
         "log_every": 2,
         "save_every": 3,
@@ -161,12 +166,19 @@ def run(
 
 
 def masked(model: nn.Module) -> Step:
-    """A loss whose count differs from batch to batch."""
+    """A loss of two terms; the count of the first differs from batch to batch."""
 
     def step(x: Tensor, y: Tensor) -> Loss:
-        return Loss.mean("answer", F.cross_entropy(model(x), y, reduction="none"), x[:, 0] > 0.3)
+        logits = model(x)
+        answer = Loss.mean("answer", F.cross_entropy(logits, y, reduction="none"), x[:, 0] > 0.3)
+        return answer + Loss.mean("size", logits.square()).scaled(0.1)
 
     return step
+
+
+def count_masked(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What the loss of `masked` divides by."""
+    return {"answer": (x[:, 0] > 0.3).sum(), "size": torch.tensor(len(x) * CLASSES)}
 
 
 def distributed(path: Path, batch_size: int = 2) -> None:
@@ -182,30 +194,42 @@ def distributed(path: Path, batch_size: int = 2) -> None:
                     changed = config(average=0.8)
                     fit(model, step, pairs, config=changed, log=log, validate=accuracy(model), run_folder=folder)
                 else:
-                    fit(model, masked(model), pairs, config=config(normalise="counts"), log=log, run_folder=folder)
+                    changed = config(normalise="counts")
+                    fit(model, masked(model), pairs, config=changed, log=log, run_folder=folder, count=count_masked)
 
 
-def data_parallel() -> None:
-    """Gradients by DistributedDataParallel, as on GPUs, equal those by one message at the end, as on CPUs."""
+class Stopped(Exception):
+    """The run is interrupted."""
+
+
+def stop() -> None:
+    """Interrupt a run."""
+    raise Stopped
+
+
+def share_run(path: Path, batch_size: int, accumulation: int, at: int, shard: int = 0) -> None:
+    """A part of a run without dropout, by as many processes as there are, up to a call of the step.
+
+    Args:
+        shard: 1 = the model is spread over them.
+    """
     with runtime.process_group():
-        found: list[list[Tensor | None]] = []
-        for kind in ("cpu", "cuda"):
-            model, step = make(dropout=0.0)
-            backward = Backward(model, step, config(accumulation=2), torch.device(kind))
-            pairs = iter(Pairs(2, runtime.rank(), runtime.world_size()))
-            for _ in range(3):  # messages are laid out anew after the first
-                model.zero_grad(set_to_none=True)
-                for micro in range(2):
-                    backward(next(pairs), last=micro == 1)
-                backward.finish()
-            found.append([parameter.grad for parameter in model.parameters()])
-        for one, other in zip(*found, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None:
-                torch.testing.assert_close(other, one)
-        storages = {grad.untyped_storage().data_ptr() for grad in found[1] if grad is not None}
-        assert len(storages) == 1, "gradients are views of one message"
-        assert sum(grad is None for grad in found[0]) == 2, "the pooler has none"
+        model, step = make(dropout=0.0)
+        folder = RunFolder.create(path, resume=from_main(path.exists()))
+        pairs = Pairs(batch_size, runtime.rank(), runtime.world_size(), accumulation=accumulation)
+        settings = config(
+            accumulation=accumulation, average=0.8, log_every=4, normalise="micro_steps", shard=bool(shard)
+        )
+        with Log(folder.log) as log, contextlib.suppress(Stopped):
+            fit(
+                model,
+                interrupted(step, at, stop),
+                pairs,
+                config=settings,
+                log=log,
+                validate=accuracy(model),
+                run_folder=folder,
+            )
 
 
 def gloo_threads() -> list[str]:
@@ -217,9 +241,8 @@ def gloo_threads() -> list[str]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """A run's log without what depends on the clock, and without events."""
-    timed = ("seconds", "examples_per_second")
     return [
-        {key: value for key, value in entry.items() if key not in timed}
+        {key: value for key, value in entry.items() if key not in TIMED}
         for entry in read(path / "log.jsonl")
         if entry["kind"] != "event"
     ]
@@ -227,13 +250,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] in ("distributed", "data-parallel"):
+    if sys.argv[1] in ("distributed", "share"):
         if sys.argv[1] == "distributed":
             distributed(Path(sys.argv[2]))
         else:
-            data_parallel()
-        # A thread that still releases tensors when the interpreter ends would abort the process, now and then.
-        assert not gloo_threads(), gloo_threads()
+            share_run(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+        # A thread that still releases tensors when the interpreter ends would abort the process, now and then. What
+        # PyTorch keeps of a model that was spread keeps the group, too.
+        assert sys.argv[6:] == ["1"] or not gloo_threads(), gloo_threads()
     else:
         changes = EVERYTHING if sys.argv[4:] == ["everything"] else {}
         run(Path(sys.argv[2]), at=int(sys.argv[3]), how=lambda: os.kill(os.getpid(), signal.SIGKILL), **changes)

@@ -228,6 +228,8 @@ def _render_curves(run: RunFiles) -> str:
     accuracy: dict[str, list[Point]] = defaultdict(list)
     rate: dict[str, list[Point]] = defaultdict(list)
     speed: dict[str, list[Point]] = defaultdict(list)
+    machine: dict[str, list[Point]] = defaultdict(list)
+    memory: dict[str, list[Point]] = defaultdict(list)
     for entry in run.train:
         step = as_number(entry.get("step"))
         parts = as_mapping(entry.get("parts"))
@@ -236,6 +238,9 @@ def _render_curves(run: RunFiles) -> str:
             _append_point((accuracy if "accuracy" in str(name) else loss)[str(name)], step, value)
         _append_point(rate["learning rate"], step, entry.get("lr"))
         _append_point(speed["examples per second"], step, entry.get("examples_per_second"))
+        for name, field in (("waiting for data", "data_wait"), ("of the measured product rate", "utilisation")):
+            _append_point(machine[name], step, entry.get(field), scale=100)
+        _append_point(memory["GB at the peak"], step, entry.get("memory"), scale=1e-9)
     if len(loss) == 2 or any(points == loss["total"] for name, points in loss.items() if name != "total"):
         # A part is the total under another name; drawn over it, it could not be seen.
         loss.pop("total", None)
@@ -252,17 +257,18 @@ def _render_curves(run: RunFiles) -> str:
     others = {name: points for name, points in scores.items() if name not in shares}
     charts += [render_chart(f"Validation: {name}", {name: points}) for name, points in others.items()]
     charts += [render_chart("Learning rate", rate), render_chart("Speed", speed)]
+    charts += [render_chart("Use of the machine, %", machine), render_chart("Memory", memory)]
     drawn = "".join(charts) or "<p>No steps have been logged.</p>"
     events = "".join(f"<li>{escape(event)}</li>" for event in run.events[-20:])
     noted = f"<details><summary>Last events</summary><ul>{events}</ul></details>" if events else ""
     return f'<section><h2 id="curves">Curves</h2><div class="charts">{drawn}</div>{noted}</section>'
 
 
-def _append_point(points: list[Point], step: float | None, value: Any) -> None:
-    """Add a point where both numbers are finite."""
+def _append_point(points: list[Point], step: float | None, value: Any, *, scale: float = 1.0) -> None:
+    """Add a point, its value times `scale`, where both numbers are finite."""
     number = as_number(value)
     if step is not None and number is not None:
-        points.append((step, number))
+        points.append((step, number * scale))
 
 
 def _render_configuration(run: RunFiles) -> str:

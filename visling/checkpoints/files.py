@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from visling import damage
+from visling.checked_weights import write_checked
 from visling.errors import CheckpointError
 from visling.pickles import cut_pickle, decode
 
@@ -385,18 +386,23 @@ def locked(target: Path) -> Iterator[None]:
         yield
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a weight file whole or not at all; the suffix says which kind."""
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, checked: bool = False) -> None:
+    """Write a weight file whole or not at all; the suffix says which kind.
+
+    Args:
+        checked: with its digest in its header (`checked_weights`), as model folders have it; else as others expect it.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file(_separate_storage(whole), part, metadata={"format": "pt"})
+            whole = _separate_storage(whole)
+            write_checked(whole, part) if checked else save_file(whole, part, metadata={"format": "pt"})
         else:
             torch.save(whole, part)
         part.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk, by the name that each writer gives it
         raise CheckpointError(f"cannot write {path}: {error}. Free space or use another place.") from error
     finally:
         with contextlib.suppress(OSError):

@@ -30,7 +30,7 @@ from visling.cli.regions import regions_app
 from visling.cli.scenes import scenes
 from visling.cli.serving import serve
 from visling.cli.training import finetune, pretrain
-from visling.errors import VislingError
+from visling.errors import LostProcessError, VislingError
 
 _INTERRUPTED = 130
 """Exit status of a command that was stopped with Ctrl-C."""
@@ -92,7 +92,8 @@ def _main(
 
 
 def run() -> None:
-    """Run the command line; an error that the user can fix is printed without a traceback and ends with status 2.
+    """Run the command line; an error that the user can fix is printed without a traceback, once if several processes
+    find it, and ends with status 2, or 75 if another process of the run was lost.
 
     Tasks and recipes of one's own are also found in the working folder, as with `python -m visling`, but never in place
     of an installed module.
@@ -101,8 +102,12 @@ def run() -> None:
     try:
         app()
     except VislingError as error:
-        print(f"visling: {error}", file=sys.stderr)
-        sys.exit(2)
+        from visling import runtime
+
+        lost = isinstance(error, LostProcessError)  # each process says so in its own words
+        if runtime.is_first_to_say("lost" if lost else str(error)):
+            print(f"visling: {error}", file=sys.stderr, flush=True)
+        sys.exit(LostProcessError.status if lost else 2)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             print(

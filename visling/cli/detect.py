@@ -23,7 +23,7 @@ from visling.cli.options import (
     Settings,
     Threads,
 )
-from visling.cli.printing import claim_folder, progress_bar, rounded, show_with_unreadable
+from visling.cli.printing import claim_folder, describe_early_end, progress_bar, rounded, show_with_unreadable
 
 _HARDLY_ANY = 0.01
 """Mean average precision below which a warning says what to do."""
@@ -117,8 +117,7 @@ def detect_train(
         "epochs": round(trained.epochs, 2),
         "seconds": round(trained.seconds, 1),
     }
-    paused = trained.stopped == "max_seconds"
-    title = f"Stopped by train.max_seconds; resume {out} with --resume" if paused else f"Wrote {out}"
+    title = describe_early_end(out, trained.stopped) or f"Wrote {out}"
     show_with_unreadable(counts, trained.unreadable, json_, title)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from visling.cli.gallery import open_to_ask
 from visling.cli.options import MACHINE, Device, Json, OtherFeatures, Out, Precision, TaskName, Threads
-from visling.cli.printing import progress_bar
+from visling.cli.printing import describe_early_end, progress_bar
 from visling.cli.shown_examples import Data, File, ImageFolder, Store
 
 
@@ -266,6 +266,8 @@ def compare_models(
     table, page = write_comparison(out)
     if json_:
         print(json.dumps(found))
+    elif found["status"] == "running":
+        print(describe_early_end(out, "terminated"))
     else:
         print(f"{table.read_text(encoding='utf-8')}\nWrote {table}, {page} and {out / comparison.FILE}")
 

@@ -128,7 +128,7 @@ def extract_regions(
     from visling.data.annotations.boxes import join_boxes, read_boxes
     from visling.pretrained.ready import is_detector_name, prepare_detector
     from visling.regions.files import DETECTOR
-    from visling.runs.extraction import PATIENCE, UNREADABLE, Target, extract_to_store, on_main
+    from visling.runs.extraction import UNREADABLE, Target, extract_to_store, on_main
     from visling.vision.detectors import load_detector
     from visling.vision.image_files import list_images
 
@@ -148,7 +148,7 @@ def extract_regions(
         with download_bar() as show_download:
             detector = prepare_detector(str(detector), report=show_download)
     runtime.limit_threads(threads)
-    with runtime.process_group(processes, PATIENCE), contextlib.ExitStack() as stack:
+    with runtime.process_group(processes), contextlib.ExitStack() as stack:
         on = runtime.pick_device(device)
         model = load_detector(detector, device=on)
         if given is not None:

@@ -68,15 +68,19 @@ def show_with_unreadable(
         print(f"left out: {reason}", file=sys.stderr)
 
 
+def describe_early_end(out: Path, stopped: str) -> str:
+    """What to say about a run that is to be resumed; empty if it has finished."""
+    causes = {"max_seconds": "train.max_seconds", "terminated": "SIGTERM"}
+    if stopped not in causes:
+        return ""
+    return (
+        f"Stopped by {causes[stopped]}. What was trained is saved in {out}; the same command with --resume continues."
+    )
+
+
 def print_model_folder(what: str, out: Path, stopped: str) -> None:
-    """Say where a run's model is, and how to resume a run that its time limit stopped."""
-    if stopped == "max_seconds":
-        print(
-            f"Stopped by train.max_seconds. The best model so far is in {out / 'model'}; the same command with "
-            "--resume continues."
-        )
-    else:
-        print(f"{what} model in {out / 'model'}")
+    """Say where a run's model is, or how to resume a run that stopped early."""
+    print(describe_early_end(out, stopped) or f"{what} model in {out / 'model'}")
 
 
 def refuse_existing(target: Path) -> None:
@@ -216,17 +220,19 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
 def claim_store(out: Path, resume: bool) -> None:
     """Refuse a folder that is taken or cannot be created, before regions are written into it."""
     from visling.regions.files import JOURNAL, MANIFEST, PARTS
+    from visling.train.restarts import MARK, mark_begun, was_restarted
 
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; a region store needs a folder. Use another --out.")
-    held = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    held = sorted(entry.name for entry in out.iterdir() if entry.name != MARK) if out.exists() else []
     is_store = not {MANIFEST, JOURNAL, PARTS}.isdisjoint(held)
-    if held and not (resume and is_store):
+    if held and not ((resume and is_store) or was_restarted(out)):
         resuming = "add to it with --resume, " if is_store else ""
         raise RunError(
             f"{out} is not empty: it holds {', '.join(held[:5])}. Use another --out, {resuming}or delete the folder."
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        mark_begun(out)
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error}. Use another --out.") from error

@@ -22,6 +22,10 @@ HeadWeights = Mapping[str, Mapping[str, Tensor]]
 """Part of a key map, or objective -> name -> tensor of that head."""
 
 
+WHOLE = "whole image"
+"""Name of the state of the whole image among those behind the regions."""
+
+
 class Encoder(nn.Module, ABC):
     """Text and regions in, states out. No head, no loss, no file."""
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from visling import runtime
 from visling.checkpoints.keymap import KeyMap, Rule, rename
 from visling.errors import ConfigError
 from visling.models import lxmert
@@ -42,7 +43,7 @@ class CvlpConfig(LxmertConfig):
     """Skip every second layer of a stream at random but never its last (paper), or let a successor replace two
     (release)."""
     key_drop_rate: float = 0.5
-    """Probability for each such layer, drawn for the whole batch in each forward of training."""
+    """Probability for each such layer, drawn for all examples of an update together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +131,9 @@ class Cvlp(Encoder):
         return MomentumCopy(KeyNetwork(self), momentum=momentum, source_name=followed)
 
 
+_PATH = 0x70617468
+"""Key that keeps the draws of skipped layers apart from other ones."""
+
 STREAMS = ("region_layers", "text_layers", "cross_layers")
 """In the order in which the release draws what is left out."""
 
@@ -148,8 +152,10 @@ class KeyNetwork(nn.Module):
         self.lxmert = copy.deepcopy(query.lxmert)
         self.drop_rate = config.key_drop_rate
         self.pairs = tuple((stream, i) for stream in STREAMS for i in range((len(self._layers(stream)) - 1) // 2))
-        self.typical: tuple[bool, ...] | None = None
-        """What is shortened in training instead of a random choice; see `use_typical_path`."""
+        self._seed = torch.initial_seed() % 2**32  # that of the run: it builds its model on all processes alike
+        self.typical = False
+        """Whether training shortens what `use_typical_path` says instead of what is drawn."""
+        self.draw_path(0)
         self.successors = (
             nn.ModuleDict({stream: self._successors(stream) for stream in STREAMS})
             if config.key_layers == "replace"
@@ -167,21 +173,26 @@ class KeyNetwork(nn.Module):
         """States as the query network has them.
 
         Args:
-            chosen: for each of `pairs` whether it is shortened in this call; None = drawn in training.
+            chosen: for each of `pairs` whether it is shortened in this call; None = in training, what was drawn last.
         """
         if chosen is None and self.training:
-            chosen = self._draw_pairs() if self.typical is None else self.typical
+            chosen = self.path
         encoded: Encoded = self.lxmert(batch, capture=capture, reads=reads, replacements=self._replacements(chosen))
         return encoded
 
-    def use_typical_path(self) -> None:
-        """Shorten every other pair, as many as on average, without drawing."""
-        self.typical = tuple(bool(number % 2) for number in range(len(self.pairs)))
+    def draw_path(self, number: int) -> None:
+        """Draw which pairs are shortened in training from now on; it depends on the run's seed and this number alone.
 
-    def _draw_pairs(self) -> list[bool]:
-        """On the CPU: it drives Python control flow without a device sync."""
-        drawn: list[bool] = (torch.rand(len(self.pairs)) < self.drop_rate).tolist()
-        return drawn
+        On the CPU: it drives Python control flow without a device sync.
+        """
+        if not self.typical:
+            drawn = runtime.generator_for(self._seed, _PATH, number).random(len(self.pairs))
+            self.path: tuple[bool, ...] = tuple((drawn < self.drop_rate).tolist())
+            """For each of `pairs` whether training shortens it."""
+
+    def use_typical_path(self) -> None:
+        """Shorten every other pair, as many as on average, whatever is drawn."""
+        self.typical, self.path = True, tuple(bool(number % 2) for number in range(len(self.pairs)))
 
     def _replacements(self, chosen: Sequence[bool] | None) -> lxmert.Replacements:
         replaced: dict[str, nn.Module | None] = {}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from visling.errors import ConfigError
-from visling.models.base import Encoder
+from visling.models.base import WHOLE, Encoder
 from visling.nn import heads as heads_module
-from visling.nn.extraction import extract_features
+from visling.nn.extraction import count_extracted, extract_features
 from visling.types import NOTHING, Batch, Encoded, Head, Loss, Reads
 
 
@@ -77,6 +77,15 @@ class TaskModel(nn.Module):
         """The logits, and the extractor's own loss, if it has one."""
         batch, own = extract_features(self.extractor, batch)
         return self.read(self.encoder(batch, reads=self.reads_of_encoded(batch)), batch), own
+
+    def count_extracted(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What the terms of the extractor's own loss divide by, by name."""
+        return count_extracted(self.extractor, batch)
+
+    @property
+    def shows_whole(self) -> bool:
+        """Whether logits of regions have that of the whole image behind them."""
+        return WHOLE in self.encoder.behind_regions
 
     def reads_of_encoded(self, batch: Batch) -> Reads:
         """What the heads read of the encoded batch."""

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename
 from visling.errors import ConfigError
-from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, AnswerList, Encoder, ModelSpec
+from visling.models.base import KEPT_BY_RECIPES, VOLTA_ANSWERS, WHOLE, AnswerList, Encoder, ModelSpec
 from visling.nn.coattention import CoAttentionLayer, GatedLayer
 from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings, with_whole_image, without_regions
@@ -237,7 +237,7 @@ PRESETS: Mapping[str, VilbertConfig] = {
 class Vilbert(Encoder):
     """Two streams with co-attention layers between; the summary joins a ReLU summary of each."""
 
-    behind_regions = ("whole image",)
+    behind_regions = (WHOLE,)
     summarises_image = True
 
     def __init__(self, config: VilbertConfig) -> None:

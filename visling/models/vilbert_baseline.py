@@ -23,7 +23,7 @@ from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, drop, fresh, rename
 from visling.errors import ConfigError
 from visling.models import vilbert
-from visling.models.base import AnswerList, Encoder, ModelSpec
+from visling.models.base import WHOLE, AnswerList, Encoder, ModelSpec
 from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures, TextEmbeddings, with_whole_image, without_regions
 from visling.nn.layers import LayerSizes, TransformerLayer, initialise, through_layers
@@ -108,7 +108,7 @@ PRESETS: Mapping[str, VilbertBaselineConfig] = {
 class VilbertBaseline(Encoder):
     """Text positions first, then regions and the whole image, in one bidirectional stream."""
 
-    behind_regions = ("whole image",)
+    behind_regions = (WHOLE,)
 
     def __init__(self, config: VilbertBaselineConfig) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ from visling.boxes import corners_to_centre, whole_image
 from visling.checkpoints import bert
 from visling.checkpoints.keymap import KeyMap, Rule, drop, fresh, rename, split
 from visling.errors import ConfigError
-from visling.models.base import KEPT_BY_RECIPES, AnswerList, Encoder, ModelSpec, TaskStart
+from visling.models.base import KEPT_BY_RECIPES, WHOLE, AnswerList, Encoder, ModelSpec, TaskStart
 from visling.nn.dropout import Dropout
 from visling.nn.embeddings import RegionFeatures
 from visling.nn.head_blocks import RegionScorer, RegionTargets, Scorer, Transform, TransformClassifier
@@ -332,7 +332,7 @@ class VisualInputs(NamedTuple):
 class VlBert(Encoder):
     """Text, regions, whole image and [END] in one bidirectional stream."""
 
-    behind_regions = ("whole image", "[END]")
+    behind_regions = (WHOLE, "[END]")
 
     def __init__(self, config: VlBertConfig) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from visling import runtime
 from visling.errors import ConfigError
+from visling.shards import local_parts
 
 
 def _same(name: str) -> str:
@@ -57,7 +58,8 @@ class MomentumCopy(nn.Module):
         sources = dict(source.named_parameters())
         pairs = [(own, sources[self._source_name(name)]) for name, own in self.network.named_parameters()]
         if pairs:
-            torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], 1 - self.momentum)
+            copies, originals = (local_parts(side) for side in zip(*pairs, strict=True))
+            torch._foreach_lerp_(copies, originals, 1 - self.momentum)
         buffers = dict(source.named_buffers())
         for name, own in self.network.named_buffers():
             own.copy_(buffers[self._source_name(name)])
@@ -78,6 +80,15 @@ class DependsOnValues(Protocol):
 
     def use_typical_path(self) -> None:
         """Take from now on the path of a typical training step, whatever the values."""
+        ...
+
+
+@runtime_checkable
+class DrawsPath(Protocol):
+    """A module whose path through `forward` is drawn for all batches of an update at once, on all processes alike."""
+
+    def draw_path(self, number: int) -> None:
+        """Take from now on the path that belongs to the update of this number."""
         ...
 
 

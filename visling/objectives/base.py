@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -42,8 +43,15 @@ class Objective(nn.Module, ABC):
     def forward(self, step: PretrainStep) -> Loss:
         """The loss of one step."""
 
+    @abstractmethod
+    def count(self, batch: Batch, targets: Targets) -> Mapping[str, Tensor]:
+        """What the terms of the loss of this batch divide by, by name; known before anything is computed."""
+
     def after_update(self) -> None:
         """Called after every optimiser update; only momentum copies and queues do something here."""
+
+    def after_skip(self) -> None:
+        """Called in place of `after_update` where an update was left out: forget what forward kept for it."""
 
     def reads(self) -> frozenset[str]:
         """`needs`, or more where they depend on settings."""
@@ -85,9 +93,12 @@ def average(name: str, values: Tensor, mask: Tensor, *, over: Over = "chosen", c
     kept = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
     if over == "rows":
         assert count is None, "an average over rows has counts of its own"
-        chosen = mask.sum(1)
-        total, rows = (kept.sum(1) / (chosen + ROW_SHARE)).sum(), (chosen > 0).sum()
-        return Loss(value=total / (rows + ROW_SHARE), parts={name: (total.detach(), rows)})
+        total = (kept.sum(1) / (mask.sum(1) + ROW_SHARE)).sum()
+        return Loss.ratio(name, total, count_chosen(mask, over), added=ROW_SHARE)
     assert count is not None
-    total = kept.sum()
-    return Loss(value=total / count.clamp(min=1), parts={name: (total.detach(), count)})
+    return Loss.ratio(name, kept.sum(), count)
+
+
+def count_chosen(mask: Tensor, over: Over) -> Tensor:
+    """What `average` divides by: the chosen positions of `mask` (B, P), or the rows that have any; scalar int64."""
+    return mask.sum() if over == "chosen" else mask.any(1).sum()

@@ -10,6 +10,7 @@ Differs  The paper trains half of the epochs without this loss, then half with i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -43,6 +44,10 @@ class ImageQA(Objective):
         self.check(step.targets)
         return image_qa_loss(self.head(step.encoded.pooled), cast(Tensor, step.targets.answer))
 
+    def count(self, batch: Batch, targets: Targets) -> Mapping[str, Tensor]:
+        self.check(targets)
+        return {"image_qa": (cast(Tensor, targets.answer) != IGNORE).sum()}
+
 
 def image_qa_loss(logits: Tensor, answers: Tensor) -> Loss:
     """Mean cross-entropy over the examples that have an answer, and the share of them that is answered as labelled.
@@ -55,4 +60,4 @@ def image_qa_loss(logits: Tensor, answers: Tensor) -> Loss:
     values = F.cross_entropy(logits.float(), answers, ignore_index=IGNORE, reduction="none")
     loss = Loss.mean("image_qa", values, labelled)
     hits = ((logits.detach().argmax(-1) == answers) & labelled).sum()
-    return Loss(value=loss.value, parts={**loss.parts, "image_qa_accuracy": (hits, labelled.sum())})
+    return loss.reporting({"image_qa_accuracy": (hits, labelled.sum())})

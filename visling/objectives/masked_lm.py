@@ -10,6 +10,7 @@ Source   VisualBERT section 3.2 and release: cross-entropy, mean over the labell
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, cast
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from visling.nn.heads import build
 from visling.nn.pooling import gather, take
-from visling.objectives.base import Objective, Over, PretrainStep, average
+from visling.objectives.base import Objective, Over, PretrainStep, average, count_chosen
 from visling.types import IGNORE, NOTHING, Batch, Dims, Head, Loss, Reads, Slots, Targets
 
 
@@ -44,6 +45,10 @@ class MaskedLM(Objective):
         states, mask = take(step.encoded.text, slots)
         return masked_lm_loss(self.head(states), ids.flatten()[slots.taken], mask)
 
+    def count(self, batch: Batch, targets: Targets) -> Mapping[str, Tensor]:
+        self.check(targets)
+        return {"masked_lm": count_chosen(cast(Slots, targets.token_slots).mask, self.over)}
+
 
 def masked_lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, *, over: Over = "chosen") -> Loss:
     """Mean cross-entropy over the positions where `mask` holds, and the share of them that is predicted exactly.
@@ -60,4 +65,4 @@ def masked_lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, *, over: Over = "c
     ).view_as(labels)
     loss = average("masked_lm", values, mask, over=over)
     hits = ((logits.detach().argmax(-1) == labels) & mask).sum()
-    return Loss(value=loss.value, parts={**loss.parts, "masked_lm_accuracy": (hits, mask.sum())})
+    return loss.reporting({"masked_lm_accuracy": (hits, mask.sum())})

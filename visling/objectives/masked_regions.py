@@ -27,8 +27,8 @@ from visling.errors import ConfigError
 from visling.nn.head_blocks import RegionTargets
 from visling.nn.heads import build
 from visling.nn.pooling import gather
-from visling.objectives.base import Objective, Over, PretrainStep, average
-from visling.types import IGNORE, NOTHING, Batch, Dims, Head, Loss, Reads, Regions, Slots, Targets
+from visling.objectives.base import Objective, Over, PretrainStep, average, count_chosen
+from visling.types import IGNORE, NOTHING, Batch, Dims, Head, Loss, Reads, Regions, Slots, Targets, Term
 
 SUM_TOLERANCE = 0.1
 """How far from 1 the sum of a detector distribution may be for it to count (VL-BERT release)."""
@@ -138,16 +138,48 @@ class MaskedRegions(Objective):
     def forward(self, step: PretrainStep) -> Loss:
         if step.batch.regions is None:  # text alone, as one of VL-BERT's two corpora
             nothing = step.encoded.regions.sum() * 0.0
-            return Loss(value=nothing, parts={"masked_regions": (nothing.detach(), nothing.detach())})
+            none = nothing.detach()
+            terms = {f"region_{name}": Term(total=nothing, count=none) for name in self.losses.widths}
+            return Loss(value=nothing, parts={"masked_regions": (none, none)}, terms=terms)
         self.check(step.targets)
         predicted, real = self._predict(step), _mask_regions(step.batch.regions)
-        over: Over = "rows" if self.losses.over == "rows" else "chosen"
+        over = self._over()
         count = real.sum() if self.losses.over == "regions" else None
-        terms = [
+        losses = [
             *self._label_losses(predicted, step.targets, over, count),
             *self._feature_losses(predicted, step.targets, real, over, count),
         ]
-        return _sum_losses(terms, self.losses.scale)
+        return _sum_losses(losses, self.losses.scale)
+
+    def count(self, batch: Batch, targets: Targets) -> Mapping[str, Tensor]:
+        names = [f"region_{name}" for name in self.losses.widths]
+        if batch.regions is None:
+            return dict.fromkeys(names, torch.zeros((), dtype=torch.int64, device=batch.text.ids.device))
+        self.check(targets)
+        if self.losses.over == "regions":
+            return dict.fromkeys(names, _mask_regions(batch.regions).sum())
+        over, chosen = self._over(), self._choose_regions(targets)
+        return {name: count_chosen(chosen[name], over) for name in names}
+
+    def _over(self) -> Over:
+        return "rows" if self.losses.over == "rows" else "chosen"
+
+    def _choose_regions(self, targets: Targets) -> dict[str, Tensor]:
+        """Term -> (B, Q) bool: the slots that count in it, where not all regions do."""
+        chosen: dict[str, Tensor] = {}
+        if targets.class_slots is not None:
+            mask = targets.class_slots.mask
+            if self.losses.classes == "hard":
+                chosen["region_classes"] = mask & (cast(Tensor, targets.region_classes) != IGNORE)
+            elif self.losses.classes == "cross_entropy":
+                chosen["region_classes"] = mask & is_distribution(cast(Tensor, targets.region_probs))
+            else:
+                chosen["region_classes"] = mask
+            if self.losses.attributes:
+                chosen["region_attributes"] = mask & (cast(Tensor, targets.region_attributes) != IGNORE)
+        if targets.feature_slots is not None:
+            chosen["region_features"] = targets.feature_slots.mask
+        return chosen
 
     def _predict(self, step: PretrainStep) -> Mapping[str, Tensor]:
         """Outputs of the head at the slots, (B, Q, width) by name."""
@@ -225,10 +257,14 @@ def soft_class_cross_entropy_loss(
     Source:
         VL-BERT release, `soft_cross_entropy`.
     """
-    probs = probs.float()
-    mask = mask & ((probs.sum(-1) - 1).abs() < SUM_TOLERANCE)
+    mask, probs = mask & is_distribution(probs), probs.float()
     values = -(probs * logits.float().log_softmax(-1)).sum(-1)
     return _with_hits(average("region_classes", values, mask, over=over, count=count), logits, probs.argmax(-1), mask)
+
+
+def is_distribution(probs: Tensor) -> Tensor:
+    """(B, Q) bool: whether the probabilities (B, Q, C) of a region sum to 1, within `SUM_TOLERANCE`."""
+    return (probs.float().sum(-1) - 1).abs() < SUM_TOLERANCE
 
 
 def hard_class_loss(
@@ -383,7 +419,7 @@ def _with_hits(loss: Loss, logits: Tensor, best: Tensor, mask: Tensor) -> Loss:
     """The loss with the share of chosen regions whose highest logit is the `best` one (B, Q)."""
     (name,) = loss.parts
     hits = ((logits.detach().argmax(-1) == best) & mask).sum()
-    return Loss(value=loss.value, parts={**loss.parts, f"{name}_accuracy": (hits, mask.sum())})
+    return loss.reporting({f"{name}_accuracy": (hits, mask.sum())})
 
 
 def _mask_regions(regions: Regions) -> Tensor:
@@ -391,13 +427,15 @@ def _mask_regions(regions: Regions) -> Tensor:
     return regions.mask if regions.row is None else regions.mask[regions.row]
 
 
-def _sum_losses(terms: Sequence[Loss], scale: float) -> Loss:
-    """Sum of the terms, each times `scale`, with the part `masked_regions` for the whole; its count is that of the
-    first term."""
-    value = torch.stack([term.value for term in terms]).sum() * scale
+def _sum_losses(losses: Sequence[Loss], scale: float) -> Loss:
+    """Sum of the losses, each times `scale`, with the part `masked_regions` for the whole; its count is that of the
+    first."""
+    value = torch.stack([loss.value for loss in losses]).sum() * scale
     parts: dict[str, tuple[Tensor, Tensor]] = {}
-    for term in terms:
-        for name, (total, count) in term.parts.items():
+    terms: dict[str, Term] = {}
+    for loss in losses:
+        terms.update(loss.scaled(scale).terms or {})
+        for name, (total, count) in loss.parts.items():
             parts[name] = (total if name.endswith("_accuracy") else total * scale, count)
     count = next(iter(parts.values()))[1]
-    return Loss(value=value, parts={"masked_regions": (value.detach() * count, count), **parts})
+    return Loss(value=value, parts={"masked_regions": (value.detach() * count, count), **parts}, terms=terms)

@@ -8,6 +8,7 @@ Source   VisualBERT section 3.2 (sentence-image prediction): the second of two c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class Matching(Objective):
         self.check(step.targets)
         return matching_loss(self.head(step.encoded.pooled), cast(Tensor, step.targets.matched))
 
+    def count(self, batch: Batch, targets: Targets) -> Mapping[str, Tensor]:
+        self.check(targets)
+        return {"matching": (cast(Tensor, targets.matched) != IGNORE).sum()}
+
 
 def matching_loss(logits: Tensor, matched: Tensor) -> Loss:
     """Mean cross-entropy over the labelled rows, and the share of them that is classified correctly.
@@ -46,4 +51,4 @@ def matching_loss(logits: Tensor, matched: Tensor) -> Loss:
     values = F.cross_entropy(logits.float(), matched, ignore_index=IGNORE, reduction="none")
     loss = Loss.mean("matching", values, labelled)
     hits = ((logits.detach().argmax(-1) == matched) & labelled).sum()
-    return Loss(value=loss.value, parts={**loss.parts, "matching_accuracy": (hits, labelled.sum())})
+    return loss.reporting({"matching_accuracy": (hits, labelled.sum())})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
-from visling.nn.extraction import extract_features
+from visling.nn.extraction import count_extracted, extract_features
 from visling.objectives.base import Objective, PretrainStep
 from visling.types import NOTHING, Batch, Loss, Targets
 
@@ -42,6 +42,11 @@ class PretrainModel(nn.Module):
         for objective in self.all_objectives():
             objective.after_update()
 
+    def after_skip(self) -> None:
+        """Tell every objective that an update was left out."""
+        for objective in self.all_objectives():
+            objective.after_skip()
+
     def forward(self, batch: Batch, targets: Targets) -> Loss:
         """Weighted sum of the objectives' losses on one batch, and the extractor's own, if it has one; in training, an
         objective of weight 0 is not computed."""
@@ -49,6 +54,14 @@ class PretrainModel(nn.Module):
         step = self.encode(batch, targets)
         losses: list[Loss] = [objective(step).scaled(self.weights[name]) for name, objective in self._active()]
         return sum(losses[1:] if own is None else [*losses[1:], own], start=losses[0])
+
+    def count(self, batch: Batch, targets: Targets) -> dict[str, Tensor]:
+        """What the terms of the loss of a batch divide by, by name."""
+        counts = dict(count_extracted(self.extractor, batch))
+        for _, objective in self._active():
+            assert isinstance(objective, Objective)
+            counts.update(objective.count(batch, targets))
+        return counts
 
     def encode(self, batch: Batch, targets: Targets) -> PretrainStep:
         """What the objectives see of a batch: the states that they read."""

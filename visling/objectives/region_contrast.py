@@ -7,8 +7,10 @@ Source   CVLP (arXiv 2007.13135) and its release, whose pre-training script an e
          of a fitting caption or not. Embeddings are normalised; cosines over 0.07 are bounded by 10 tanh(x / 10)
          (release only; the paper has the plain softmax); cross-entropy against the queue, mean over all regions. The
          negatives are earlier batches only; the loss is zero until the queue is full.
-Differs  With several processes each reads the whole queue, of all processes; the release splits the queue among its
-         devices. The word table, tied to the vocabulary head, follows once per update; the release moves it twice.
+Differs  With several processes each reads the whole queue, of all processes, which receives the keys of an update in
+         the order of its examples: it is the same row for row, however the update is divided. The release splits the
+         queue among its devices. What the key network skips is drawn once per update, alike everywhere, not once per
+         device. The word table, tied to the vocabulary head, follows once per update; the release moves it twice.
          Heads that the key network never uses do not follow.
 Cost     The scores against the queue (9216 x 276480 at the release's sizes, 10 GB) are never held at once: they are
          computed, used and freed in blocks.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -25,9 +28,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from visling import runtime
 from visling.errors import ConfigError
 from visling.nn.heads import build
-from visling.nn.momentum import HasMomentumCopy, MomentumCopy, RingQueue, from_all_processes
+from visling.nn.momentum import DrawsPath, HasMomentumCopy, MomentumCopy, RingQueue, from_all_processes
 from visling.nn.packing import Packing
 from visling.objectives.base import Objective, PretrainStep
 from visling.types import NOTHING, Batch, Dims, Head, Loss, Reads, Targets
@@ -47,6 +51,9 @@ class RegionContrast(Objective):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"region_features"})
+
+    pushed: Tensor
+    """() int64: updates whose keys the queue has received, those that filled it included."""
 
     def __init__(
         self,
@@ -77,7 +84,7 @@ class RegionContrast(Objective):
             clip: bound c of the scores, c tanh(score / c); None = none (paper).
             queue_size: K. Release: 30 batches of 256 images of 36 regions.
             half_queue: keep the queue in half precision, 71 MB instead of 141 at the release's sizes.
-            max_regions: most regions of an image; read only when several processes pad their keys to one size.
+            max_regions: most regions of an example; read only when several processes pad their keys to one size.
             key_start: what the key network is a copy of at first: the query network (paper), or the model that `--init`
                 names, while the query network starts from random weights (release: BERT's text weights).
             independent_heads: let the two projection heads start from different random weights (release), or from the
@@ -104,8 +111,12 @@ class RegionContrast(Objective):
         self.key_head = MomentumCopy(key_head, momentum=momentum)
         self.queue = RingQueue(queue_size, projection_size, dtype=torch.float16 if half_queue else torch.float32)
         self.temperature, self.clip, self.max_regions = temperature, clip, max_regions
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+        self._number: int | None = 0
+        self.register_load_state_dict_post_hook(_forget_number)  # type: ignore[no-untyped-call]
         self._encoder = (encoder,)  # in a tuple: one owner, one entry in files and optimisers
         self._waiting: list[tuple[Tensor, Tensor]] = []
+        """Keys (N, S, E) of a micro-batch's examples and which are real (N, S), S regions of all rows of an example."""
 
     def reads_of_encoded(self, batch: Batch, targets: Targets) -> Reads:
         return REGIONS
@@ -115,7 +126,7 @@ class RegionContrast(Objective):
         mask = _region_mask(step.batch, step.encoded.regions)  # (B, R)
         keys = self.keys(step.batch, step.targets)  # (B, R, E)
         if self.training:
-            self._waiting.append((keys, mask))
+            self._waiting.append(_by_example(keys, mask, step.batch.group))
         rows = _pack_regions(step.batch, mask)
         embeddings = _normalised(self.head(rows.pack(step.encoded.regions)))  # (N, E)
         real = rows.pack(mask)  # (N,)
@@ -125,51 +136,95 @@ class RegionContrast(Objective):
             embeddings, rows.pack(keys), self.queue.rows, temperature=self.temperature, clip=self.clip
         )  # (N,), (N,)
         loss = Loss.mean("region_contrast", values, real)
-        return Loss(
-            value=loss.value, parts={**loss.parts, "region_contrast_accuracy": ((hits & real).sum(), real.sum())}
-        )
+        return loss.reporting({"region_contrast_accuracy": ((hits & real).sum(), real.sum())})
+
+    def count(self, batch: Batch, targets: Targets) -> Mapping[str, Tensor]:
+        if batch.regions is None or not self.queue.full:
+            return {"region_contrast": torch.zeros((), dtype=torch.int64, device=batch.text.ids.device)}
+        return {"region_contrast": _region_mask(batch, batch.regions.mask).sum()}
 
     def after_update(self) -> None:
         """The key network follows the query network; the keys of the update's batches, computed before, join the
         queue."""
         self.key.update(self._encoder[0])
         self.key_head.update(self.head)
-        waiting, self._waiting = self._waiting, []
-        for keys, mask in waiting:
-            self._push(keys, mask)
+        self._push_waiting()
+
+    def after_skip(self) -> None:
+        """The keys of the update's batches join nothing."""
+        self._waiting = []
 
     def follow_head(self) -> None:
         """Make the key head equal to the head, after weights were loaded into that; at the release's momentum it would
         take 20,000 updates."""
         self.key_head.network.load_state_dict(self.head.state_dict())
 
-    def fill(self, batch: Batch, targets: Targets) -> None:
-        """Put a batch's keys into the queue and do nothing else. The release uses its first 30 batches so, before
-        anything is optimised."""
-        self.check(targets)
-        keys = self.keys(batch, targets)
-        self._push(keys, _region_mask(batch, keys))
+    def fill(self, *items: tuple[Batch, Targets]) -> None:
+        """Put the keys of the micro-batches of an update into the queue and do nothing else. The release uses its first
+        30 batches so, before anything is optimised."""
+        for batch, targets in items:
+            self.check(targets)
+            keys = self.keys(batch, targets)
+            self._waiting.append(_by_example(keys, _region_mask(batch, keys), batch.group))
+        self._push_waiting()
 
     @torch.no_grad()
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def keys(self, batch: Batch, targets: Targets) -> Tensor:
         """Normalised embeddings (B, R, E) of the clean regions by the key network, with the text as it is; zeros at
         padding."""
+        if isinstance(self.key.network, DrawsPath):
+            self.key.network.draw_path(self._count_pushed())
         encoded = self.key(_clean(batch, cast(Tensor, targets.region_features)), reads=REGIONS)
         rows = _pack_regions(batch, _region_mask(batch, encoded.regions))
         return rows.unpack(_normalised(self.key_head(rows.pack(encoded.regions))))
 
-    def _push(self, keys: Tensor, mask: Tensor) -> None:
-        """Queue the keys (B, R, E) of real regions, of all processes by rank."""
-        spare = self.max_regions - mask.shape[1]
+    def _count_pushed(self) -> int:
+        """`pushed`, read from the device once."""
+        if self._number is None:
+            self._number = int(self.pushed)
+        return self._number
+
+    def _push_waiting(self) -> None:
+        """Queue the keys of the update's micro-batches on all processes in the order of its examples, of which
+        micro-batch m of process r has every (processes x micro-batches)-th, from number r + processes x m on."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        rows, regions = (max(mask.shape[dim] for _, mask in waiting) for dim in (0, 1))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if spare < 0:
+            if regions > self.max_regions:
                 raise ConfigError(
-                    f"a batch has {mask.shape[1]} regions an image, more than the {self.max_regions} of region "
-                    "contrast. Raise max_regions."
+                    f"a batch has {regions} regions an image, more than the {self.max_regions} of region contrast. "
+                    "Raise max_regions."
                 )
-            keys, mask = F.pad(keys, (0, 0, 0, spare)), F.pad(mask, (0, spare))
-        self.queue.push(from_all_processes(keys.flatten(0, 1)), from_all_processes(mask.flatten()))
+            regions = self.max_regions
+        spare = [(0, regions - mask.shape[1], 0, rows - len(mask)) for _, mask in waiting]
+        keys = [F.pad(each, (0, 0, *missing)) for (each, _), missing in zip(waiting, spare, strict=True)]
+        masks = [F.pad(each, missing) for (_, each), missing in zip(waiting, spare, strict=True)]
+        self.queue.push(_in_order(torch.stack(keys)), _in_order(torch.stack(masks)))
+        self.pushed.add_(1)
+        if self._number is not None:
+            self._number += 1
+
+
+def _forget_number(objective: nn.Module, _: Any) -> None:
+    """A loaded objective may be further than the one that it replaces."""
+    assert isinstance(objective, RegionContrast)
+    objective._number = None
+
+
+def _by_example(keys: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Keys (B, R, E) and mask (B, R) of rows, those of the rows of an example one behind the other."""
+    shape = len(keys) // group, group * keys.shape[1]
+    return keys.reshape(*shape, keys.shape[2]), mask.reshape(shape)
+
+
+def _in_order(values: Tensor) -> Tensor:
+    """Values (M, N, S, ...) of this process's M micro-batches -> (N * M * processes * S, ...): those of all processes,
+    in the order of the examples."""
+    everywhere = from_all_processes(values).reshape(runtime.world_size(), *values.shape)  # (processes, M, N, S, ...)
+    return everywhere.movedim((2, 1, 0), (0, 1, 2)).flatten(0, 3)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -276,4 +331,4 @@ def _zero_loss(embeddings: Tensor, mask: Tensor) -> Loss:
     """No loss yet, with gradients of zero, so that processes and accumulated steps agree on what has a gradient."""
     none = torch.zeros_like(mask)
     loss = Loss.mean("region_contrast", embeddings.sum(-1), none)
-    return Loss(value=loss.value, parts={**loss.parts, "region_contrast_accuracy": (none.sum(), none.sum())})
+    return loss.reporting({"region_contrast_accuracy": (none.sum(), none.sum())})

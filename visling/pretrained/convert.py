@@ -154,7 +154,7 @@ def convert(
         for place, (saved, _) in places.items():
             if saved.part in lists and (chosen is None or place.removeprefix("heads.") not in chosen.heads):
                 save_answers(folder, lists[saved.part], place)
-        write_tensors(weights, folder / "model.safetensors")
+        write_tensors(weights, folder / "model.safetensors", checked=True)
         if (dropped := coverage.dropped) and not encoder_only and choice.layout != "bert":
             write_tensors({name: tensors[name] for name in dropped}, folder / KEPT)
     return Converted(

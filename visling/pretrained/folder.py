@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from visling import config as configs
 from visling import damage, models
+from visling.checked_weights import read_checked
 from visling.checkpoints import hub
 from visling.data.text import Tokenizer
 from visling.errors import CheckpointError, nearest
@@ -28,7 +28,7 @@ from visling.pretrained.description import FORMAT, find_model, parse_encoder_con
 from visling.regions.store import NativeStore
 from visling.tasks.base import Task
 from visling.tasks.base import load as load_task
-from visling.train.state import save_weights
+from visling.train.weights import save_weights
 from visling.vision.extractors import ExtractorSettings, read_settings
 
 
@@ -343,7 +343,7 @@ def read_model_folder(path: Path) -> ModelFolder:
             text_only=described["text_only"],
             fingerprint=described["fingerprint"],
             features=described.get("features", ""),
-            weights=load_file(folder / "model.safetensors"),
+            weights=read_checked(folder / "model.safetensors"),
             state=state,
             heads={path: configs.from_dict(SavedHead, head) for path, head in described.get("heads", {}).items()},
             source=described.get("source", {}),

@@ -18,7 +18,11 @@ from visling.vision.visual_genome_config import VisualGenomeConfig
 
 
 def _train(*, max_steps: int, lr: float = 3e-3, warmup_steps: int = 30) -> TrainConfig:
-    """AdamW whose rate falls over the whole run, to a fiftieth of `lr`."""
+    """AdamW whose rate falls over the whole run, to a fiftieth of `lr`.
+
+    What a detector learns from is drawn in the forward pass, so its counts are not known before it: micro-batches and
+    processes have the same weight.
+    """
     optim = OptimConfig(
         name="adamw",
         lr=lr,
@@ -32,7 +36,14 @@ def _train(*, max_steps: int, lr: float = 3e-3, warmup_steps: int = 30) -> Train
         schedule="cosine",
         warmup_steps=warmup_steps,
     )
-    return TrainConfig(max_steps=max_steps, optim=optim, log_every=25, log_seconds=10.0, save_every=250)
+    return TrainConfig(
+        max_steps=max_steps,
+        normalise="micro_steps",
+        optim=optim,
+        log_every=25,
+        log_seconds=10.0,
+        save_every=250,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

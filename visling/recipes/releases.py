@@ -14,7 +14,10 @@ _STORED: Mapping[str, str] = {
 
 
 def _average_over_devices(how: str) -> Mapping[str, str]:
-    return {"losses": f"averaged on each device ({how}), then over the devices; --processes N does the same"}
+    return {
+        "losses": f"averaged on each device ({how}), then over the devices; here over all examples of an "
+        'update, or with train.normalise = "micro_steps" and --processes N as there'
+    }
 
 
 COMMON: Mapping[str, Mapping[str, str]] = {

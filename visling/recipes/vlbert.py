@@ -70,7 +70,7 @@ def vlbert_large_e2e() -> PretrainConfig:
         cfgs/pretrain/large_e2e_16x16G_fp16.yaml: 16 GPUs x (4 captions + 4 passages) x 2.
     """
     run = _end_to_end(_vlbert("vlbert-large-e2e", "large_e2e", BERT_LARGE))
-    return replace(run, batch_size=64, train=replace(run.train, accumulation=2))
+    return replace(run, batch_size=64, train=replace(run.train, accumulation=2, normalise="micro_steps"))
 
 
 def _end_to_end(run: PretrainConfig) -> PretrainConfig:

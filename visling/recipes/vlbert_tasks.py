@@ -69,7 +69,7 @@ def _vqa(size: str, *, batch_size: int, accumulation: int) -> FinetuneConfig:
         valid_split="val",
         flip=0.5,
         start=f"vlbert-{size}-prec",
-        train=_train(epochs=5, accumulation=accumulation, optim=_adamw(lr=6.25e-7 * 256, warmup_steps=500)),
+        train=_train(epochs=5, **_accumulate(accumulation), optim=_adamw(lr=6.25e-7 * 256, warmup_steps=500)),
         release={
             **TEXT_LIMIT,
             "validation": "the mean of the scores of the predicted answers among the listed ones; here the official "
@@ -133,7 +133,7 @@ def _refcoco_plus(size: str, *, annotated: bool, batch_size: int, accumulation: 
         extractor=EXTRACTORS["resnet101"],
         flip=0.5,
         start=f"vlbert-{size}-e2e",
-        train=_train(epochs=20, accumulation=accumulation, optim=_adamw(lr=8e-7 * 32, warmup_steps=3750)),
+        train=_train(epochs=20, **_accumulate(accumulation), optim=_adamw(lr=8e-7 * 32, warmup_steps=3750)),
         release=REFCOCO_PLUS,
     )
 
@@ -205,7 +205,7 @@ def _vcr(size: str, phase: str) -> FinetuneConfig:
         flip=0.5,
         swap_sides=False,
         start=f"vlbert-{size}-e2e",
-        train=_train(epochs=20, accumulation=1 if large else 4, precision="bf16" if large else "fp32", optim=optim),
+        train=_train(epochs=20, **_accumulate(1 if large else 4), precision="bf16" if large else "fp32", optim=optim),
         release={
             **VCR,
             **({"train.precision": "fp16"} if large else {}),
@@ -275,6 +275,11 @@ def _adamw(*, lr: float, warmup_steps: int) -> OptimConfig:
         warmup_steps=warmup_steps,
         evaluate="after",
     )
+
+
+def _accumulate(batches: int) -> dict[str, Any]:
+    """Settings of updates of several micro-batches, whose means the release averages."""
+    return {"accumulation": batches, **({"normalise": "micro_steps"} if batches > 1 else {})}
 
 
 _train = partial(TrainConfig, seed=12345, metric="accuracy", direction="max", keep=("best", "epochs"))

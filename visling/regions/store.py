@@ -76,7 +76,8 @@ class NativeStore:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """The store in a folder.
+        """The store in a folder. Its index is compared with its digest; the shards only by `check`, which reads all of
+        them.
 
         Raises:
             StoreError: no store there, an unfinished or damaged one, or one of another schema.
@@ -99,6 +100,8 @@ class NativeStore:
                     f"{file} is {'truncated' if size < entry['bytes'] else 'too long'}: found {size} bytes, "
                     f"expected {entry['bytes']}. Copy the file again or repeat the extraction."
                 )
+        if (problem := _describe_damage(path, manifest["index"])) is not None:
+            raise StoreError(problem)
         try:
             store = cls(path, manifest)
             check_shards(store.fields, manifest["shards"], store._shards)
@@ -289,13 +292,8 @@ class NativeStore:
     def damaged_files(self) -> Iterator[tuple[str, str]]:
         """Name of every file whose SHA-256 is not that of the manifest, and what to do; reads all of them."""
         for entry in (self.manifest["index"], *self.manifest["shards"]):
-            digest = hash_file(self.path / entry["file"])
-            if digest != entry["sha256"]:
-                yield (
-                    entry["file"],
-                    f"{self.path / entry['file']} is damaged: SHA-256 {digest[:16]}..., expected "
-                    f"{entry['sha256'][:16]}.... Copy the file again or repeat the extraction.",
-                )
+            if (problem := _describe_damage(self.path, entry)) is not None:
+                yield entry["file"], problem
 
     def check(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
@@ -442,6 +440,17 @@ def count_regions(store: RegionStore, image_ids: Sequence[str]) -> NDArray[np.in
         counts: NDArray[np.int64] = own(image_ids)
         return counts
     return np.array([len(store[image_id]) for image_id in image_ids], np.int64)
+
+
+def _describe_damage(path: Path, entry: Mapping[str, Any]) -> str | None:
+    """What to do about a file of the store in a folder whose SHA-256 is not that of its entry in the manifest."""
+    digest = hash_file(path / entry["file"])
+    if digest == entry["sha256"]:
+        return None
+    return (
+        f"{path / entry['file']} is damaged: SHA-256 {digest[:16]}..., expected {entry['sha256'][:16]}.... Copy the "
+        "file again or repeat the extraction."
+    )
 
 
 def _fit_buffer(buffer: NDArray[Any] | None, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

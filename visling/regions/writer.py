@@ -5,15 +5,17 @@ What lies on the disk meanwhile is described in `regions/store.py`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +55,27 @@ from visling.types import RegionArray
 _COPY_BYTES = 1 << 24
 """Copied at a time when a shard is closed."""
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _explain_failure(
+    method: Callable[Concatenate[StoreWriter, _P], _T],
+) -> Callable[Concatenate[StoreWriter, _P], _T]:
+    """Let a method of a writer turn errors of writing into a StoreError that says what to do."""
+
+    @functools.wraps(method)
+    def explained(self: StoreWriter, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write region store {self.path}: {error}. What was committed is kept. Free space or fix "
+                "permissions, then run the same command again with --resume."
+            ) from error
+
+    return explained
+
 
 class StoreWriter:
     """Writes a store image by image; survives interruption.
@@ -69,7 +92,8 @@ class StoreWriter:
         resume: continue an unfinished store after its last commit, or add images to a finished one.
         shard_bytes: size at which a new shard is begun.
     Raises:
-        StoreError: the folder holds a store and `resume` is False, or holds one with other features.
+        StoreError: the folder holds a store and `resume` is False, or holds one with other features; or, as from every
+            method that writes, the disk is full or the folder read-only: what was committed is kept.
     """
 
     def __init__(
@@ -119,7 +143,6 @@ class StoreWriter:
         """Parts of that shard by field, opened for appending."""
         self._finished = False
         """Whether the folder holds a finished store to which nothing has been added yet."""
-        self.path.mkdir(parents=True, exist_ok=True)
         self._begin(resume)
 
     def __contains__(self, image_id: object) -> bool:
@@ -140,6 +163,7 @@ class StoreWriter:
         else:
             self.suspend()
 
+    @_explain_failure
     def add(self, image_id: str, regions: RegionArray) -> None:
         """Append the regions of one image; durable after the next `commit`.
 
@@ -173,6 +197,7 @@ class StoreWriter:
         self._pending.append(image_id)
         self._rows += count
 
+    @_explain_failure
     def commit(self) -> None:
         """Make everything added so far durable: a later interruption loses none of it."""
         if not self._pending:
@@ -183,16 +208,20 @@ class StoreWriter:
         self._append_journal(self._describe_images(self._pending, len(self) - len(self._pending)))
         self._pending = []
 
+    @_explain_failure
     def suspend(self) -> None:
         """Commit and close the files, leaving a folder from which `resume` continues."""
-        self.commit()
-        self._close_files()
+        try:
+            self.commit()
+        finally:
+            self._close_files()
 
     def close(self) -> NativeStore:
         """Finish the store and open it."""
         self._finish()
         return NativeStore.open(self.path)
 
+    @_explain_failure
     def _finish(self) -> None:
         if self._finished:
             return
@@ -235,7 +264,9 @@ class StoreWriter:
     def _journal(self) -> Path:
         return self.path / JOURNAL
 
+    @_explain_failure
     def _begin(self, resume: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         finished, unfinished = (self.path / MANIFEST).exists(), self._journal.exists()
         if (finished or unfinished) and not resume:
             state = "a finished region store" if finished else "an unfinished region store"
@@ -292,7 +323,10 @@ class StoreWriter:
             StoreError: the store cannot be resumed; or others of `damage.LAYOUT`: its journal is damaged.
         """
         entries = recover_journal(self._journal)
-        first = next(entries, {})
+        first = next(entries, None)
+        if first is None:  # the very first write was interrupted
+            self._journal.unlink()
+            return
         if "store" not in first:
             raise StoreError(
                 f"{self._journal} does not begin with the store's description: the folder cannot be resumed. "
@@ -385,9 +419,10 @@ class StoreWriter:
         return file
 
     def _close_files(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files = {}
+        with contextlib.ExitStack() as stack:  # all of them, even if the disk has no room for what one still holds
+            for file in self._files.values():
+                stack.callback(file.close)
+            self._files = {}
 
     def _remove_parts(self, number: int) -> None:
         for part in self.path.glob(part_name(number, "*")):
@@ -430,10 +465,17 @@ class StoreWriter:
         self._open_start = self._rows
 
     def _append_journal(self, entry: Mapping[str, Any]) -> None:
-        with self._journal.open("ab") as file:
-            file.write(encode_entry(entry))
-            file.flush()
-            os.fsync(file.fileno())
+        before = self._journal.stat().st_size if self._journal.exists() else 0
+        try:
+            with self._journal.open("ab") as file:
+                file.write(encode_entry(entry))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # The next attempt must not follow half an entry.
+            with contextlib.suppress(OSError):
+                os.truncate(self._journal, before)
+            raise
 
 
 def shorten(value: Any) -> str:

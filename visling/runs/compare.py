@@ -144,7 +144,8 @@ def compare(
     stream: TextIO | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and score every model. With `resume`, finished runs are kept and unfinished ones continue.
+    """Train and score every model. With `resume`, finished runs are kept and unfinished ones continue. After SIGTERM
+    those under way have saved their states, and the status of the comparison is still "running".
 
     Args:
         data: folder of annotations, for pre-training and tasks.

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,9 +19,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from visling.errors import RunError
 from visling.scenes.clear_questions import ClearQuestion, choose_questions, describe_answer
+from visling.train.interruption import listen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ LXMERT, which also reads questions, makes as many updates in fewer epochs."""
 
 
 def run_demo(size_name: str, out: Path, model: str, *, at_least: float | None = None) -> None:
-    """Run every stage, then print the table.
+    """Run every stage, then print the table. SIGTERM ends it: what a stage trains is saved, and the same command
+    continues.
 
     Args:
         size_name: a key of SIZES.
@@ -52,9 +56,22 @@ def run_demo(size_name: str, out: Path, model: str, *, at_least: float | None = 
         model: family.
         at_least: points that the full model must be above the question-only model.
     Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; the same holds.
         RunError: a stage failed, or the full model is not as far above.
     """
-    size = SIZES[size_name]
+    _children.asked_to_end = False
+    with listen(lambda _: _children.end()) as interruption:
+        try:
+            _run_stages(SIZES[size_name], out, model, at_least)
+        except RunError:
+            if not interruption.asked:
+                raise
+            print("\nThe demo was stopped. Run the same command to continue from here.")
+    if interruption.asked == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _run_stages(size: Size, out: Path, model: str, at_least: float | None) -> None:
     started = time.monotonic()
 
     scenes, detector, regions = out / "scenes", out / "detector", out / "regions"
@@ -164,7 +181,7 @@ def stage(title: str, done: bool, *words: object, label: str = "") -> None:
         print(f"{mark}(done before)")
         return
     started = time.monotonic()
-    status = _call([sys.executable, "-m", "visling", *command], mark)
+    status = _children.call([sys.executable, "-m", "visling", *command], mark)
     if status:
         raise RunError(
             f"the demo stopped: `visling {command[0]}` ended with status {status}; see its message above. "
@@ -195,16 +212,36 @@ def ask(question: ClearQuestion, run: Path) -> None:
         print(answer["notice"])
 
 
-def _call(command: list[str], mark: str) -> int:
-    """Status of a command; with a mark, its lines are printed behind it."""
-    if not mark:
-        return subprocess.call(command)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            sys.stdout.write(f"{mark}{line}")
-            sys.stdout.flush()
-    return process.returncode
+class _Children:
+    """Commands that the demo has started and that have not ended."""
+
+    def __init__(self) -> None:
+        self.asked_to_end = False
+        self._running: list[subprocess.Popen[str]] = []
+
+    def call(self, command: list[str], mark: str) -> int:
+        """Status of a command, that of a killed one if it was asked to end; with a mark, its lines are printed behind
+        it."""
+        if self.asked_to_end:
+            return -signal.SIGTERM
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if mark else {}
+        with subprocess.Popen(command, text=True, **options) as process:
+            self._running.append(process)
+            for line in process.stdout or ():
+                sys.stdout.write(f"{mark}{line}")
+                sys.stdout.flush()
+            status = process.wait()
+            self._running.remove(process)
+        return -signal.SIGTERM if self.asked_to_end else status
+
+    def end(self) -> None:
+        """Ask them all: those that train save first."""
+        self.asked_to_end = True
+        for process in self._running:
+            process.terminate()
+
+
+_children = _Children()
 
 
 def print_table(full_run: Path, blind_run: Path) -> float:

@@ -20,12 +20,15 @@ from visling.errors import ConfigError, DataError
 from visling.metrics import detection as metric
 from visling.recipes.detectors import DetectConfig
 from visling.runs.detection_data import DetectionBatches, Samples, load_ahead
-from visling.runs.setup import claim_run_folder
+from visling.runs.setup import claim_run_folder, record_layout
 from visling.runtime import Precision
+from visling.train.config import MAY_CHANGE
 from visling.train.engine import fit
+from visling.train.exchange import from_main, gather
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
-from visling.train.state import RunFolder, gather
+from visling.train.restarts import was_restarted
+from visling.train.state import RunFolder
 from visling.types import IGNORE, RegionArray
 from visling.vision.detector_config import DetectorConfig
 from visling.vision.detector_start import build_detector, read_trainable, start_from_detector, start_from_resnet
@@ -54,7 +57,7 @@ class TrainedDetector:
     seconds: float
     """Time spent on the run."""
     stopped: str
-    """Why training ended: finished, or max_seconds if it is to be resumed."""
+    """Why training ended: finished, or max_seconds or terminated if it is to be resumed."""
     images: int
     """Images trained on."""
     unreadable: tuple[tuple[Path, str], ...]
@@ -132,16 +135,23 @@ def train_detector(
     detector = build_detector(config.detector)
     detector.freeze(config.frozen_stages)
     start = None
-    resumed = resume and RunFolder(out).has_last  # with the weights that it has reached
+    # With the weights that it has reached
+    resumed = (resume or was_restarted(out)) and from_main(RunFolder(out).has_last)
     if init is not None and not resumed:
         start = start_from_detector(detector, read_trainable(init), str(init))
     elif backbone is not None and not resumed:
         start = start_from_resnet(detector, backbone)
     detector.to(target)
+    started_by = RunFolder(out).find_started_by() if resumed else runtime.world_size()
     samples = Samples(images, instances, detector, cache_bytes=int(config.cache_gigabytes * 1e9))
     samples.check()
     batches = DetectionBatches(
-        samples, batch_size=config.batch_size, seed=config.train.seed, flip_rate=config.flip_rate
+        samples,
+        batch_size=config.batch_size,
+        accumulation=config.train.accumulation,
+        seed=config.train.seed,
+        flip_rate=config.flip_rate,
+        started_by=started_by,
     )
     check_loggers(log_to)
     with claim_run_folder(out, resume=resume) as folder:
@@ -153,6 +163,7 @@ def train_detector(
                 "backbone": None if backbone is None else str(backbone),
             }
         )
+        record_layout(folder, {"images": batches.batch_size}, batches.accumulation, started_by)
         if not runtime.is_main():  # weights are equal everywhere, the sampled anchors and regions are not
             runtime.seed_everything(config.train.seed + runtime.rank())
 
@@ -168,7 +179,7 @@ def train_detector(
                 detector,
                 detector.losses_scaled,
                 batches,
-                config=config.train,
+                config=replace(config.train, accumulation=batches.accumulation),
                 log=log,
                 run_folder=folder,
                 save_model=detector.save,
@@ -184,7 +195,7 @@ def train_detector(
                     f"(update {warmup + 1}): the detector has learned next to nothing. Train longer with --steps.",
                     step=state.step,
                 )
-    if state.stopped != "max_seconds":
+    if not state.unfinished:
         folder.finish()
     return TrainedDetector(
         detector=detector.eval(),
@@ -299,7 +310,7 @@ def _record_start(folder: RunFolder, config: DetectConfig, images: Path, annotat
             "store": None,
             "annotations": None if annotations is None else str(annotations),
         },
-        may_differ=("train.log_every", "train.log_seconds", "train.save_every", "train.max_seconds", "cache_gigabytes"),
+        may_differ=(*MAY_CHANGE, "cache_gigabytes"),
     )
 
 
@@ -318,10 +329,12 @@ def _describe_task(instances: Instances, config: DetectConfig, batches: Detectio
 
 def _describe_length(config: DetectConfig, batches: DetectionBatches) -> str:
     train = config.train
-    images = _count(batches.batch_size * batches.world_size, "image")
+    images = _count(batches.global_size, "image")
     if train.max_steps is None and train.seconds is not None:
         return f"{train.seconds:.0f} s of updates with {images} each"
-    return f"{_count(train.max_steps or train.epochs * len(batches), 'update')} with {images} each"
+    return (
+        f"{_count(train.max_steps or train.epochs * len(batches) // batches.accumulation, 'update')} with {images} each"
+    )
 
 
 def _count(number: int, name: str, several: str = "") -> str:

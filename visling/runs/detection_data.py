@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from visling import runtime
 from visling.data.annotations.instances import InstanceRecord, Instances
 from visling.errors import ConfigError, DataError, nearest
+from visling.train.layout import fit_layout
 from visling.types import IGNORE
 from visling.vision.images import read_image
 from visling.vision.region_detector import RegionDetector, ScaledImage
@@ -148,7 +149,10 @@ class DetectionBatches:
 
     Args:
         batch_size: images per batch and process; fewer if there are fewer images.
+        accumulation: batches per update.
         flip_rate: probability that an image is mirrored.
+        started_by: number of processes that started the run, whose global batches these processes share; None = it
+            starts with these.
         rank, world_size: this process's share; None asks the process group.
     Raises:
         ConfigError: fewer images than processes.
@@ -160,18 +164,24 @@ class DetectionBatches:
         *,
         batch_size: int,
         seed: int,
+        accumulation: int = 1,
         flip_rate: float = 0.0,
+        started_by: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         self.samples, self.seed, self.flip_rate = samples, seed, flip_rate
         self.rank = runtime.rank() if rank is None else rank
         self.world_size = runtime.world_size() if world_size is None else world_size
-        if len(samples) < self.world_size:
+        started_by = started_by or self.world_size
+        if len(samples) < started_by * accumulation:
             raise ConfigError(
-                f"{len(samples)} images for {self.world_size} processes: each needs one. Use fewer processes."
+                f"{len(samples)} images for {started_by} processes and {accumulation} batches per update: each needs "
+                "one. Use fewer processes, or less accumulation."
             )
-        self.batch_size = min(batch_size, len(samples) // self.world_size)
+        asked = {"images": min(batch_size, len(samples) // (started_by * accumulation))}
+        sizes, self.accumulation = fit_layout(asked, accumulation, started_by, self.world_size)
+        self.batch_size = sizes["images"]
         self._epoch = self._next = self._count = 0
 
     @property
@@ -185,7 +195,12 @@ class DetectionBatches:
 
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
-        return len(self.samples) // (self.batch_size * self.world_size)
+        return len(self.samples) // self.global_size * self.accumulation
+
+    @property
+    def global_size(self) -> int:
+        """Images of an update."""
+        return self.batch_size * self.world_size * self.accumulation
 
     def __iter__(self) -> Iterator[tuple[list[ScaledImage], list[Truth]]]:
         groups = self._group_images()
@@ -204,14 +219,17 @@ class DetectionBatches:
                 self._next = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Position: the next batch of the epoch, how many were handed out, and what the order depends on."""
-        return {"epoch": self._epoch, "next": self._next, "batches": self._count, **self._describe_order()}
+        """Position: the next batch of the epoch, how many were handed out and how many make an update, and what the
+        order depends on."""
+        position = {"next": self._next, "batches": self._count, "accumulation": self.accumulation}
+        return {"epoch": self._epoch, **position, **self._describe_order()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Return to the position of a `state_dict`: the next iteration begins with the batch that would have come next.
+        A position between two updates is also one of other processes.
 
         Raises:
-            ConfigError: the state belongs to another seed, number of images or batch size.
+            ConfigError: the state belongs to another seed, number of images or of images per update.
         """
         for name, value in self._describe_order().items():
             if state.get(name) != value:
@@ -219,22 +237,26 @@ class DetectionBatches:
                     f"cannot resume the images: {name} was {state.get(name)!r}, now it is {value!r}. "
                     "Resume with the same data and settings, or start a new run."
                 )
-        self._epoch, self._next, self._count = int(state["epoch"]), int(state["next"]), int(state["batches"])
+        self._epoch = int(state["epoch"])
+        self._next, self._count = (
+            int(state[name]) * self.accumulation // int(state["accumulation"]) for name in ("next", "batches")
+        )
 
     def _describe_order(self) -> dict[str, int]:
-        return {"seed": self.seed, "images": len(self.samples), "global_batch": self.batch_size * self.world_size}
+        return {"seed": self.seed, "images": len(self.samples), "global_batch": self.global_size}
 
     def _group_images(self) -> list[list[int]]:
-        """The epoch's image numbers, this process's share of each global batch."""
+        """The epoch's image numbers, this process's shares of each global batch."""
         order = runtime.generator_for(self.seed, self._epoch).permutation(len(self.samples))
-        size = self.batch_size * self.world_size
+        size, stride = self.global_size, self.world_size * self.accumulation
         chunk = _BATCHES_SORTED_TOGETHER * size
         shapes = self.samples.shapes
         order = np.concatenate(
             [part[shapes[part].argsort(kind="stable")] for part in np.split(order, range(chunk, len(order), chunk))]
         )
         starts = range(0, len(order) - size + 1, size)
-        return [order[start : start + size][self.rank :: self.world_size].tolist() for start in starts]
+        shares = range(self.rank, stride, self.world_size)
+        return [order[start : start + size][share::stride].tolist() for start in starts for share in shares]
 
     def _load(self, indices: list[int]) -> list[tuple[ScaledImage, Truth]]:
         """The readable images of a batch, some of them mirrored."""

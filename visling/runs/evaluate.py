@@ -29,7 +29,7 @@ from visling.runs.retrieve import Progress, retrieval_model, score_pairs
 from visling.tasks.answers import read_predictions
 from visling.tasks.base import Report, Task, TaskSource, TextOnly, read_records
 from visling.train import engine
-from visling.train.state import gather
+from visling.train.exchange import gather
 from visling.types import Batch, Prediction, Record, Targets
 
 _T = TypeVar("_T")
@@ -206,10 +206,15 @@ def _gather_sorted(batches: Iterable[Iterable[tuple[int, _T]]]) -> list[tuple[in
 
 
 def _write_results(run: Path, files: Mapping[str, str]) -> None:
+    """Write the files one after another, each whole or not at all; while they are written, the last one is absent."""
+    *_, last = files
     try:
         run.mkdir(parents=True, exist_ok=True)
+        (run / last).unlink(missing_ok=True)
         for name, text in files.items():
-            (run / name).write_text(text, encoding="utf-8")
+            part = run / f"{name}.part"
+            part.write_text(text, encoding="utf-8")
+            part.replace(run / name)
     except OSError as error:
         raise RunError(
             f"cannot write the results to {run}: {error}. Free space or fix permissions, then repeat with --overwrite."

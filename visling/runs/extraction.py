@@ -15,7 +15,6 @@ import functools
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +22,13 @@ from visling import runtime
 from visling.errors import DataError, StoreError, VislingError
 from visling.regions.files import MANIFEST, PARTS, committed_ids
 from visling.regions.writer import StoreWriter
-from visling.train.state import from_main, gather
+from visling.train.exchange import from_main, gather
 from visling.vision.extract import BoxSource, ExtractionReport, Progress, Timings, extract
 from visling.vision.image_files import ImageFile
 from visling.vision.region_detector import RegionDetector
 
 UNREADABLE = "unreadable.txt"
 """File of a store that lists the images that could not be read."""
-
-PATIENCE = timedelta(days=30)
-"""How long processes wait for each other: one may have much more to do than another."""
 
 _COMMIT_EVERY = 1024
 """Images between two commits when parts are joined."""
@@ -77,6 +73,7 @@ def on_main(work: Callable[[], object]) -> None:
             work()
         except VislingError as error:
             problem = (type(error), str(error))
+    runtime.wait_for_all()
     problem = from_main(problem)
     if problem is not None:
         kind, message = problem
@@ -134,6 +131,7 @@ def extract_to_store(
             existing=existing,
             **settings,
         )
+        runtime.wait_for_all()  # one may have had much more to do than another
         reports = gather(report)
         if runtime.is_main():
             report = _join_reports(reports)

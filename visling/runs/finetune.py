@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from visling import config as configs
-from visling import models, runtime
+from visling import models
 from visling.data.annotations.image_lists import without_images
 from visling.data.annotations.problems import Problems
 from visling.data.annotations.tables import ImageNames
@@ -34,17 +35,20 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.evaluate import predict_records
-from visling.runs.inputs import Inputs, fit_batch, fit_to_store
+from visling.runs.inputs import Inputs, fit_batch, fit_to_store, limit_records
+from visling.runs.needed_products import count_for_task
 from visling.runs.own_files import TRAIN, VALID, OwnFiles, check_records
 from visling.runs.own_regions import check_ids, prepare_regions
 from visling.runs.pictures import build_extractor, check_images_option, find_pictures
 from visling.runs.retrieve import limit_images
-from visling.runs.setup import Training, carry_out, describe_origin
+from visling.runs.setup import Training, carry_out, describe_origin, hold_run_folder
 from visling.runs.spelling import SpelledWords
 from visling.tasks.answers import AnswerTask
 from visling.tasks.base import JoinedRecords, Task, TaskSource, TextOnly, list_images, read_records
 from visling.tasks.base import load as load_task
-from visling.train.claim import REGIONS, refuse_taken
+from visling.train.claim import REGIONS
+from visling.train.layout import fit_layout
+from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Record, Targets
 from visling.vision.extract import Progress
@@ -99,15 +103,16 @@ def finetune(
         ConfigError, DataError, StoreError, RunError: see their messages; nothing is trained before all inputs have been
             checked.
     """
-    if isinstance(data, OwnFiles) and images is not None and store is None:
-        refuse_taken(out, resume)
-        store = out / REGIONS
-        _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
-    run = Finetuning(
-        config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
-        backbone=backbone, valid_store=valid_store,
-    )  # fmt: skip
-    return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
+    with contextlib.ExitStack() as stack:
+        if isinstance(data, OwnFiles) and images is not None and store is None:
+            stack.enter_context(hold_run_folder(out, resume=resume))
+            store = out / REGIONS
+            _extract_regions(config, data, images, detector, store, init=init, device=device, progress=progress)
+        run = Finetuning(
+            config, data=data, store=store, init=init, device=device, other_features=other_features, images=images,
+            backbone=backbone, valid_store=valid_store,
+        )  # fmt: skip
+        return carry_out(run, out, resume=resume, stream=stream, log_to=log_to, command=command)
 
 
 class Finetuning:
@@ -218,7 +223,7 @@ class Finetuning:
             conflicts.refuse()
         kept = read if config.without_images is None else without_images(read, config.without_images)
         self.left_out = len(read) - len(kept)
-        self.train_records = _limit_records(kept, config)
+        self.train_records = limit_records(kept, config)
         self.valid_records = valid
         if not self.train_records or not self.valid_records:
             raise DataError(
@@ -233,9 +238,10 @@ class Finetuning:
             config = fit_to_store(config, self.store)
         return config if self.start is None else follow_task_token(config, self.start)
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model, its batches and its validation."""
-        config, task, inputs = self.config, self.task, self.inputs
+        config, task, inputs, asked = self.config, self.task, self.inputs, {"examples": self.fit_batch(started_by)[0]}
+        sizes, accumulation = fit_layout(asked, config.train.accumulation, started_by)
         model, notes = self._build_model()
         if config.store_on_device:
             inputs.move_features()
@@ -245,6 +251,9 @@ class Finetuning:
             logits, own = model.respond(batch)
             loss = task.loss(logits, targets)
             return loss if own is None else loss + own
+
+        def count(batch: Batch, targets: Targets) -> Counts:
+            return {**task.count(targets, whole=model.shows_whole), **model.count_extracted(batch)}
 
         def save(path: Path) -> None:
             save_model_folder(
@@ -259,21 +268,30 @@ class Finetuning:
         return Training(
             model=model,
             step=step,
-            batches=self.load_batches(),
+            batches=self.load_batches(sizes["examples"], accumulation),
+            batch_sizes=sizes,
+            accumulation=accumulation,
             validate=lambda: self.validate(model),
             save=save,
             record=record,
-            notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples()],
+            notes=[*filter(None, [self.notice]), *notes, *self.notes, *self.describe_examples(started_by)],
             variant=lambda: None,
+            count=count,
+            products=count_for_task(model),
         )
 
-    def load_batches(self) -> Loader:
+    def fit_batch(self, started_by: int | None) -> tuple[int, str]:
+        """Examples per training batch of a process that starts the run, and what there is to say of it."""
+        return fit_batch(self.config, len(self.train_records), started_by)
+
+    def load_batches(self, batch_size: int, accumulation: int) -> Loader:
         """The training batches."""
         config = self.config
         source = TaskSource(self.task, self.train_records, self.inputs.layout)
         return self.inputs.loader(
             TextOnly(source) if config.text_only else source,
-            batch_size=fit_batch(config, len(source))[0],
+            batch_size=batch_size,
+            accumulation=accumulation,
             seed=config.train.seed,
             training=True,
             sort_by_length=config.sort_by_length,
@@ -290,13 +308,13 @@ class Finetuning:
         )
         return {name: score.value for name, score in task.report(predictions, records).scores.items()}
 
-    def describe_examples(self) -> list[str]:
+    def describe_examples(self, started_by: int | None) -> list[str]:
         """What there is to say about the examples, for the log."""
         notes = []
         if self.left_out:
             left_out = f"{self.left_out} training examples of the images in {self.config.without_images}"
             notes.append(f"{left_out} are left out")
-        _, shrunk = fit_batch(self.config, len(self.train_records))
+        _, shrunk = self.fit_batch(started_by)
         return [
             *notes,
             *filter(None, [shrunk]),
@@ -470,11 +488,3 @@ def _choose_metric(
         return config, []
     note = f"validation has no {config.train.metric} ({why}): the best weights are chosen by {task.metric}"
     return replace(config, train=replace(config.train, metric=task.metric, direction="max")), [note]
-
-
-def _limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:
-    """The training records, cut to the config's limit by a draw that its seed determines."""
-    if config.train_limit is None:
-        return records
-    order = runtime.generator_for(config.train.seed).permutation(len(records))[: config.train_limit]
-    return [records[int(index)] for index in order]

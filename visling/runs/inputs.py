@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from visling.objectives.masked_regions import RegionLosses
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.regions.on_device import DeviceFeatures, FeatureRows, load_features
 from visling.regions.store import NativeStore
-from visling.types import Batch, InputSpec, RegionStore, Targets
+from visling.types import Batch, InputSpec, Record, RegionStore, Targets
 
 C = TypeVar("C", PretrainConfig, FinetuneConfig)
 
@@ -106,13 +107,25 @@ def _fit_losses(losses: RegionLosses, config: PretrainConfig, store: NativeStore
     return {setting: width for setting, (_, width) in differing.items()}
 
 
-def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int) -> tuple[int, str]:
-    """Examples per training batch, no more than there are if one process trains, and what there is to say of it."""
+def fit_batch(config: PretrainConfig | FinetuneConfig, examples: int, started_by: int | None) -> tuple[int, str]:
+    """Examples per training batch, no more than there are if one process trains, and what there is to say of it.
+
+    Args:
+        started_by: number of processes that started the run, if it is resumed; None = it starts with those of now.
+    """
     asked = config.batch_size
-    if examples >= asked or runtime.world_size() > 1:
+    if examples >= asked * config.train.accumulation or (started_by or runtime.world_size()) > 1:
         return asked, ""
     fitting = max(1, examples // config.train.accumulation)
     return fitting, f"{examples} training examples do not fill a batch of {asked}: batches of {fitting} are used"
+
+
+def limit_records(records: Sequence[Record], config: FinetuneConfig) -> Sequence[Record]:
+    """Training records, cut to the config's limit by a draw that its seed determines."""
+    if config.train_limit is None:
+        return records
+    order = runtime.generator_for(config.train.seed).permutation(len(records))[: config.train_limit]
+    return [records[int(index)] for index in order]
 
 
 class Inputs:
@@ -182,6 +195,7 @@ class Inputs:
         source: Source,
         *,
         batch_size: int,
+        accumulation: int = 1,
         seed: int = 0,
         training: bool,
         order: NDArray[np.int64] | None = None,
@@ -195,6 +209,7 @@ class Inputs:
         texts into word pieces, is done here.
 
         Args:
+            accumulation: batches of each process that make an update.
             order: numbers of the examples in the order in which they come outside training; None = as in the source.
             sort_by_length: global batches that are sorted by text length together; 1 = none.
             workers: processes that prepare the batches; 0 = a thread.
@@ -218,6 +233,7 @@ class Inputs:
             source,
             collator,
             batch_size=batch_size,
+            accumulation=accumulation,
             seed=seed,
             shuffle=training,
             drop_last=training,

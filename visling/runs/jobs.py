@@ -6,12 +6,14 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -22,7 +24,8 @@ from visling.runs import finetune as finetuning_module
 from visling.runs import pretrain as pretraining_module
 from visling.runs.configure import configure
 from visling.runs.evaluate import evaluate
-from visling.train.state import RunFolder
+from visling.train.interruption import listen
+from visling.train.state import RunFolder, State
 
 Start = Literal["pre-trained", "from scratch", "text only"]
 
@@ -76,20 +79,26 @@ class Job:
         return found
 
 
-def work(run: Job, place: Places, stream: TextIO | None = None) -> None:
-    """Start or resume one run, train it to its end, and score it."""
+def work(run: Job, place: Places, stream: TextIO | None = None) -> bool:
+    """Start or resume one run, train it to its end, and score it.
+
+    Returns:
+        Whether it has ended; False after SIGTERM, when it is to be resumed.
+    """
     if not run.status:
         for torn in run.folder.glob("*.part"):  # left by a process killed before it wrote run.json
             torn.unlink()
     if run.status != "finished":
         train = _finetune if run.task else _pretrain
-        train(run, place, resume=run.status != "", stream=stream)
+        if train(run, place, resume=run.status != "", stream=stream).unfinished:
+            return False
     if run.task and run.evaluation(place.split) is None:
         evaluate(run.folder, split=place.split, data=place.data, store=place.store, device=place.device, overwrite=True)
+    return True
 
 
-def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> None:
-    pretraining_module.pretrain(
+def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> State:
+    return pretraining_module.pretrain(
         configure(find_pretraining(run.recipe)(), run.settings),
         run.folder,
         data=[str(place.data)],
@@ -101,8 +110,8 @@ def _pretrain(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -
     )
 
 
-def _finetune(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> None:
-    finetuning_module.finetune(
+def _finetune(run: Job, place: Places, *, resume: bool, stream: TextIO | None) -> State:
+    return finetuning_module.finetune(
         configure(find_finetuning(run.recipe)(), run.settings, init=run.init),
         run.folder,
         data=place.data,
@@ -137,26 +146,45 @@ def _build_command(verb: str, run: Job, place: Places) -> list[str]:
 
 def carry_out(
     runs: Sequence[Job], place: Places, jobs: int, stream: TextIO | None, note: Callable[[Job], None]
-) -> None:
-    """Carry out all runs in order, none before the one that it starts from has ended."""
+) -> bool:
+    """Carry out all runs in order, none before the one that it starts from has ended.
+
+    Returns:
+        Whether all have ended; False after SIGTERM, when those under way have saved their states.
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; the same holds.
+    """
     if jobs == 1 or not runs:
         for run in runs:
             with _name_errors(run):
-                work(run, place, stream)
+                if not work(run, place, stream):
+                    return False
             note(run)
-        return
-    left, running = list(runs), dict[Future[None], Job]()
-    with _start_workers(jobs) as pool:
-        while left or running:
+        return True
+    left, running = list(runs), dict[Future[bool], Job]()
+    with _start_workers(jobs) as (pool, end), listen(lambda _: end.set()) as interruption:
+        while (left and not interruption.asked) or running:
             needed = {run.folder for run in (*left, *running.values())}
-            for run in [run for run in left if run.init not in needed][: jobs - len(running)]:
+            free = 0 if interruption.asked else jobs - len(running)
+            for run in [run for run in left if run.init not in needed][:free]:
                 left.remove(run)
                 running[pool.submit(work, run, place)] = run
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run = running.pop(future)
-                with _name_errors(run):
-                    future.result()
-                note(run)
+                try:
+                    with _name_errors(run):
+                        ended = future.result()
+                except RunError:
+                    if not interruption.asked:
+                        raise
+                    ended = False  # it was reading data, or scoring
+                if ended:
+                    note(run)
+                else:
+                    left.append(run)
+    if interruption.asked == "interrupted":
+        raise KeyboardInterrupt
+    return not left
 
 
 @contextlib.contextmanager
@@ -174,14 +202,16 @@ def _name_errors(run: Job) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _start_workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end when this one does, however it ends: two that write to one run folder would corrupt it."""
+def _start_workers(jobs: int) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
+    """Processes that end when this one does, however it ends: two that write to one run folder would corrupt it. The
+    event asks them to save what they train and to end it."""
     # spawn: a fork of a process with threads (torch starts some) may hang.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_worker, initargs=(ours,))
+    end = context.Event()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_worker, initargs=(ours, end))
     try:
-        yield pool
+        yield pool, end
     except BaseException:
         theirs.close()  # they stop in the middle of a step, which a run folder survives
         raise
@@ -191,13 +221,20 @@ def _start_workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
         ours.close()
 
 
-def _prepare_worker(parent: Connection) -> None:
-    """Set up a worker: one thread for torch, and one that watches the parent."""
+def _prepare_worker(parent: Connection, end: Event) -> None:
+    """Set up a worker: one thread for torch, and two that watch the parent."""
     runtime.limit_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent passes it on
     threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=_await_end, args=(end,), daemon=True).start()
 
 
 def _watch_parent(parent: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         parent.recv()  # nothing is ever sent: this returns when the parent's end is closed
     os._exit(1)
+
+
+def _await_end(end: Event) -> None:
+    end.wait()
+    os.kill(os.getpid(), signal.SIGTERM)  # training saves; whatever else it is doing ends

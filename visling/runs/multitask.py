@@ -33,10 +33,14 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.finetune import Finetuning
+from visling.runs.needed_products import are_known, task_products
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.tasks.base import list_images
+from visling.train.layout import fit_layout
 from visling.train.multitask import TurnBatches, Turns
-from visling.train.state import RunFolder, State, save_weights
+from visling.train.parallel import Counts
+from visling.train.state import RunFolder, State
+from visling.train.weights import save_weights
 from visling.types import Batch, Loss, Targets
 
 
@@ -186,18 +190,24 @@ class Multitasking:
                     "Extract them with one detector, or accept that with --other-features."
                 )
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model, the batches of all tasks and their validation."""
         config, tasks = self.config, self.tasks
         model, notes = self._build_model()
-        loaders = {name: task.load_batches() for name, task in tasks.items()}
-        turns = self._plan_turns({name: len(loader) for name, loader in loaders.items()})
+        asked = {name: task.fit_batch(started_by)[0] for name, task in tasks.items()}
+        sizes, accumulation = fit_layout(asked, config.train.accumulation, started_by)
+        loaders = {name: task.load_batches(sizes[name], accumulation) for name, task in tasks.items()}
+        turns = self._plan_turns({name: len(loader) // accumulation for name, loader in loaders.items()})
 
         def step(batch: Batch, labelled: tuple[str, Targets]) -> Loss:
             name, targets = labelled
             loss = tasks[name].task.loss(model.of_task(name)(batch), targets)
-            parts = {f"{name}.{part}": values for part, values in loss.parts.items()}
-            return Loss(value=loss.value, parts=parts).scaled(config.tasks[name].loss_scale)
+            return loss.prefixed(f"{name}.").scaled(config.tasks[name].loss_scale)
+
+        def count(batch: Batch, labelled: tuple[str, Targets]) -> Counts:
+            name, targets = labelled
+            counts = tasks[name].task.count(targets, whole=model.of_task(name).shows_whole)
+            return {f"{name}.{term}": number for term, number in counts.items()}
 
         def record(folder: RunFolder) -> None:
             self.folder = folder
@@ -210,17 +220,23 @@ class Multitasking:
         return Training(
             model=model,
             step=step,
-            batches=TurnBatches(loaders, turns),
+            batches=TurnBatches(loaders, turns, accumulation),
+            batch_sizes=sizes,
+            accumulation=accumulation,
             validate=lambda: self._validate(model, turns),
             save=lambda path: self._save(path, model),
             record=record,
             notes=[
                 *filter(None, [self.notice]),
                 *notes,
-                *(f"{name}: {note}" for name, task in tasks.items() for note in task.describe_examples()),
+                *(f"{name}: {note}" for name, task in tasks.items() for note in task.describe_examples(started_by)),
             ],
             pace=None if config.stop_and_go is None else turns,
             variant=lambda: None,  # the task is part of the batch
+            count=count,
+            products=(lambda item: task_products(model.of_task(item[1][0]), item[0]).step.total)
+            if are_known(config.encoder)
+            else None,
         )
 
     def _build_model(self) -> tuple[JointModel, list[str]]:

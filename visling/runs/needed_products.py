@@ -4,19 +4,17 @@ count if nothing is computed for padding, and nothing that nobody reads.
 Needed   A layer multiplies every real position with its weights, and every real query with every real key. The last
          layers do so for those positions alone whose states somebody reads: the summary, chosen slots, or all. What is
          computed of a text or an image before both meet is needed once, however many rows share it.
-Counted  Two operations for each multiplication and addition; products only. Backward takes two products for each of the
-         forward pass: one for the gradient of the weights, one for that of the states, which inputs do not have.
+Counted  As `layer_products` has it.
 Letters  B batch rows, U text rows, S region rows, D F I widths of states, features and feed-forward blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from visling.models.base import Encoder
@@ -32,52 +30,20 @@ from visling.objectives.masked_lm import MaskedLM
 from visling.objectives.masked_regions import MaskedRegions
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
+from visling.runs.layer_products import (
+    Counts,
+    Needed,
+    Products,
+    attend,
+    attention_block,
+    feed_forward,
+    head_products,
+    layer,
+    stream,
+    weights,
+    with_gradient,
+)
 from visling.types import Batch, Slots, Targets
-
-Counts = NDArray[np.int64]
-"""A number of positions for each row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Products:
-    """Operations of matrix products."""
-
-    linear: int = 0
-    """Of states with weights."""
-    attention: int = 0
-    """Of queries with keys, and of probabilities with values."""
-
-    def __add__(self, other: Products) -> Products:
-        return Products(linear=self.linear + other.linear, attention=self.attention + other.attention)
-
-    def times(self, factor: int) -> Products:
-        """So many times as much."""
-        return Products(linear=self.linear * factor, attention=self.attention * factor)
-
-    @property
-    def total(self) -> int:
-        """Both kinds."""
-        return self.linear + self.attention
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needed:
-    """Products of a forward and of a backward pass."""
-
-    forward: Products = field(default_factory=Products)
-    backward: Products = field(default_factory=Products)
-
-    def __add__(self, other: Needed) -> Needed:
-        return Needed(forward=self.forward + other.forward, backward=self.backward + other.backward)
-
-    @property
-    def step(self) -> Products:
-        """Forward and backward."""
-        return self.forward + self.backward
-
-    def without_gradient(self) -> Needed:
-        """The forward pass alone."""
-        return Needed(forward=self.forward)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,39 +111,53 @@ class _Lengths:
         return self.regions[self.region_row]
 
 
-def pretraining_products(model: PretrainModel, batch: Batch, targets: Targets) -> Needed:
+def are_known(config: Any, extractor: nn.Module | None = None) -> bool:
+    """Whether the functions below can say what a model needs.
+
+    Args:
+        config: of its encoder.
+        extractor: what computes its region features, if that is trained jointly.
+    """
+    return extractor is None and isinstance(config, tuple(_FAMILIES))
+
+
+def pretraining_products(
+    model: PretrainModel, batch: Batch, targets: Targets, *, only: Collection[str] | None = None
+) -> Needed:
     """What one step of pre-training needs; the weights of the heads are read off the model.
 
+    Args:
+        only: names of the objectives that are computed; None = all.
     Raises:
         NotImplementedError: features that an extractor computes are not counted.
     """
     if model.extractor is not None:
         raise NotImplementedError("products of a trained region extractor are not counted")
-    objectives = dict(model.objectives.items())
-    rows = _Lengths.of(batch).rows
-    tokens = regions = None
+    objectives = {name: part for name, part in model.objectives.items() if only is None or name in only}
+    lengths = _Lengths.of(batch)
+    rows, tokens, regions = lengths.rows, None, None
     if "masked_lm" in objectives and targets.token_slots is not None:
         tokens = _count(targets.token_slots.mask)
     if "masked_regions" in objectives and batch.regions is not None:
         predicted = [slots for slots in (targets.class_slots, targets.feature_slots) if slots is not None]
         regions = _count_any(predicted, (rows, batch.regions.mask.shape[1]))
     if "region_contrast" in objectives and batch.regions is not None:
-        regions = _Lengths.of(batch).shown
+        regions = lengths.shown
     summary = bool(objectives.keys() & {"matching", "image_qa"})
     reading = Reading(summary=summary, tokens=tokens, regions=regions)
     encoder = cast(Encoder, model.encoder)
-    needed = encoder_products(encoder.config, batch, reading)
+    needed = _encode(encoder.config, lengths, reading)
     for objective in objectives.values():
         if isinstance(objective, MaskedLM):
             words = 0 if tokens is None else int(tokens.sum())
             outputs, size = encoder.word_embeddings.weight.shape
-            needed += _head(objective.head, words) + _weights(words, size, outputs)
+            needed += head_products(objective.head, words) + weights(words, size, outputs)
         elif isinstance(objective, MaskedRegions):
             needed += _region_targets(objective, targets, 0 if regions is None else int(regions.sum()))
         elif isinstance(objective, RegionContrast):
-            needed += _region_contrast(objective, batch)
+            needed += _region_contrast(objective, lengths)
         else:
-            needed += _head(objective.get_submodule("head"), rows)
+            needed += head_products(objective.get_submodule("head"), rows)
     return needed
 
 
@@ -195,18 +175,25 @@ def task_products(model: TaskModel, batch: Batch) -> Needed:
         kind = model.kinds[name]
         if kind in ("classify", "score", "pair"):
             summary = True
-            heads += _head(head, lengths.rows // batch.group if kind == "pair" else lengths.rows)
+            heads += head_products(head, lengths.rows // batch.group if kind == "pair" else lengths.rows)
         elif kind == "slots_regions":
             tokens = lengths.text if batch.phrases is None else _count(batch.phrases.mask)
             regions = lengths.shown
             query, key = head.get_submodule("query"), head.get_submodule("key")
-            heads += _head(query, int(tokens.sum())) + _head(key, int(regions.sum()))
+            heads += head_products(query, int(tokens.sum())) + head_products(key, int(regions.sum()))
             size = next(query.parameters()).shape[0]
-            heads += _with_gradient(_attend(tokens, regions, size, products=1))
+            heads += with_gradient(attend(tokens, regions, size, products=1))
         else:
             regions = lengths.shown + isinstance(config, _WITH_WHOLE_IMAGE)
-            heads += _head(head, int(regions.sum()))
-    return encoder_products(config, batch, Reading(summary=summary, tokens=tokens, regions=regions)) + heads
+            heads += head_products(head, int(regions.sum()))
+    return _encode(config, lengths, Reading(summary=summary, tokens=tokens, regions=regions)) + heads
+
+
+def count_for_task(model: TaskModel) -> Callable[[tuple[Batch, Any]], float] | None:
+    """What the engine asks of a batch with its targets: operations of a micro-step; None where they are not known."""
+    if not are_known(model.encoder.config, model.extractor):
+        return None
+    return lambda pair: task_products(model, pair[0]).step.total
 
 
 def encoder_products(config: Any, batch: Batch, reading: Reading) -> Needed:
@@ -217,7 +204,11 @@ def encoder_products(config: Any, batch: Batch, reading: Reading) -> Needed:
     Raises:
         NotImplementedError: a family of another package.
     """
-    lengths = _Lengths.of(batch)
+    return _encode(config, _Lengths.of(batch), reading)
+
+
+def _encode(config: Any, lengths: _Lengths, reading: Reading) -> Needed:
+    """`encoder_products` of a batch with these lengths."""
     for kind, family in _FAMILIES.items():
         if isinstance(config, kind):
             return family(config, lengths, reading)
@@ -229,12 +220,12 @@ def _visualbert(config: VisualBertConfig, lengths: _Lengths, reading: Reading) -
     width, read = config.hidden_size, _read(lengths, reading)
     needed = _features(config, lengths, config.feature_size + (6 if config.append_spatial else 0), width)
     if config.bypass:
-        needed += _stream(config, config.num_layers, text, text)
-        needed += _layer(config, read, text + shown)
+        needed += stream(config, config.num_layers, text, text)
+        needed += with_gradient(layer(config, read, text + shown))
     else:
-        needed += _stream(config, config.num_layers, text + shown, read)
+        needed += stream(config, config.num_layers, text + shown, read)
     pooler = 0 if lengths.answer_slot or not reading.summary else lengths.rows
-    return needed + _weights(pooler, width, width)
+    return needed + weights(pooler, width, width)
 
 
 def _vlbert(config: VlBertConfig, lengths: _Lengths, reading: Reading) -> Needed:
@@ -247,19 +238,17 @@ def _vlbert(config: VlBertConfig, lengths: _Lengths, reading: Reading) -> Needed
         learned, size = lengths.hidden and config.masks_features, 8 * config.coordinate_size + config.feature_size
         needed += _features(config, lengths, size, visual, whole=whole, learned=learned)
     if visual != width:
-        needed += _weights(
-            int(lengths.regions.sum() + lengths.text.sum()) + whole * len(lengths.regions), visual, width
-        )
-    needed += _stream(config, config.num_layers, length, _read(lengths, reading))
+        needed += weights(int(lengths.regions.sum() + lengths.text.sum()) + whole * len(lengths.regions), visual, width)
+    needed += stream(config, config.num_layers, length, _read(lengths, reading))
     pooler = 0 if lengths.answer_slot or not reading.summary else lengths.rows
-    return needed + _weights(pooler, width, width)
+    return needed + weights(pooler, width, width)
 
 
 def _vilbert_baseline(config: VilbertBaselineConfig, lengths: _Lengths, reading: Reading) -> Needed:
     width = config.hidden_size
     needed = _features(config, lengths, config.feature_size + 5, width, whole=1)
-    needed += _stream(config, config.num_layers, lengths.text + lengths.shown + 1, _read(lengths, reading))
-    return needed + _weights(lengths.rows if reading.summary else 0, width, width)
+    needed += stream(config, config.num_layers, lengths.text + lengths.shown + 1, _read(lengths, reading))
+    return needed + weights(lengths.rows if reading.summary else 0, width, width)
 
 
 def _vilbert(config: VilbertConfig, lengths: _Lengths, reading: Reading) -> Needed:
@@ -268,8 +257,8 @@ def _vilbert(config: VilbertConfig, lengths: _Lengths, reading: Reading) -> Need
     text, shown = lengths.text + task, lengths.shown + 1  # the whole image
     needed = _features(config, lengths, config.feature_size + 5, config.region_hidden_size, whole=1)
     if reading.summary:
-        needed += _weights(lengths.rows, config.hidden_size, config.pooled_size)
-        needed += _weights(lengths.rows, config.region_hidden_size, config.pooled_size)
+        needed += weights(lengths.rows, config.hidden_size, config.pooled_size)
+        needed += weights(lengths.rows, config.region_hidden_size, config.pooled_size)
     # From the last layer to the first: a layer runs for what is read of it, and reads everything before it.
     read_text = _read_text(lengths, reading)
     read_regions = _or_none(reading.regions, lengths.rows) + reading.summary
@@ -277,9 +266,9 @@ def _vilbert(config: VilbertConfig, lengths: _Lengths, reading: Reading) -> Need
     for before, region_before in zip(
         reversed(config.text_layers_before), reversed(config.region_layers_before), strict=True
     ):
-        needed += _stream(config, layers - before, text, read_text)
+        needed += stream(config, layers - before, text, read_text)
         needed += _gates(config, lengths, region_layers - region_before)
-        needed += _stream(regions, region_layers - region_before, shown, read_regions)
+        needed += stream(regions, region_layers - region_before, shown, read_regions)
         read_text = text if layers > before and read_text.any() else read_text
         read_regions = shown if region_layers > region_before and read_regions.any() else read_regions
         needed += _co_attention(config, text, shown, read_text, read_regions)
@@ -287,8 +276,8 @@ def _vilbert(config: VilbertConfig, lengths: _Lengths, reading: Reading) -> Need
         read_text = text if some_regions else read_text
         read_regions = shown if some_text else read_regions
         layers, region_layers = before, region_before
-    needed += _stream(config, layers, lengths.tokens + task, lengths.tokens + task)
-    return needed + _stream(regions, region_layers, lengths.regions + 1, lengths.regions + 1)
+    needed += stream(config, layers, lengths.tokens + task, lengths.tokens + task)
+    return needed + stream(regions, region_layers, lengths.regions + 1, lengths.regions + 1)
 
 
 def _lxmert(config: LxmertConfig, lengths: _Lengths, reading: Reading) -> Needed:
@@ -301,13 +290,12 @@ def _lxmert_layers(config: LxmertConfig, counts: tuple[int, int, int], lengths: 
     width, text, shown = config.hidden_size, lengths.text, lengths.shown
     num_text, num_regions, num_cross = counts
     needed = _features(config, lengths, config.feature_size + 4, width)
-    needed += _stream(config, num_text, lengths.tokens, lengths.tokens)
-    needed += _stream(config, num_regions, lengths.regions, lengths.regions)
-    for _ in range(num_cross - 1):
-        needed += _cross_layer(config, text, shown, text, shown)
+    needed += stream(config, num_text, lengths.tokens, lengths.tokens)
+    needed += stream(config, num_regions, lengths.regions, lengths.regions)
+    needed += _cross_layer(config, text, shown, text, shown).times(num_cross - 1)
     read_regions = _or_none(reading.regions, lengths.rows)
     needed += _cross_layer(config, text, shown, _read_text(lengths, reading), read_regions)
-    return needed + _weights(lengths.rows if reading.summary else 0, width, width)
+    return needed + weights(lengths.rows if reading.summary else 0, width, width)
 
 
 _FAMILIES: Mapping[type, Callable[[Any, _Lengths, Reading], Needed]] = {
@@ -339,85 +327,61 @@ def _features(
         learned: a learned vector is among what is projected, which has a gradient.
     """
     regions = int(lengths.regions.sum())
-    needed = _weights(regions + whole * len(lengths.regions), inputs_size, width)
+    needed = weights(regions + whole * len(lengths.regions), inputs_size, width)
     if not learned:
         needed = Needed(forward=needed.forward, backward=needed.forward)
     if getattr(config, "whiten_features", False):
-        needed += _weights(regions, config.feature_size, config.feature_size).without_gradient()
+        needed += weights(regions, config.feature_size, config.feature_size).without_gradient()
     return needed
-
-
-def _stream(sizes: Any, number: int, length: Counts, read: Counts) -> Needed:
-    """So many layers of one stream, the last of them for `read` (B,) of `length` (B,) positions."""
-    if not number or not read.any():
-        return Needed()
-    needed = Needed()
-    for _ in range(number - 1):
-        needed += _layer(sizes, length, length)
-    return needed + _layer(sizes, read, length)
-
-
-def _layer(sizes: Any, read: Counts, length: Counts) -> Needed:
-    """A Transformer layer for `read` of `length` positions."""
-    width, inner, number = sizes.hidden_size, sizes.intermediate_size, int(read.sum())
-    needed = _attention_block(width, width, width, read, length)
-    return needed + _weights(number, width, inner) + _weights(number, inner, width)
-
-
-def _attention_block(width: int, context: int, attention: int, queries: Counts, keys: Counts) -> Needed:
-    """Queries, keys, values, their attention and the output projection."""
-    number, read = int(queries.sum()), int(keys.sum())
-    needed = _weights(number, width, attention) + _weights(number, attention, width)
-    needed += _weights(2 * read, context, attention)
-    return needed + _with_gradient(_attend(queries, keys, attention))
 
 
 def _cross_layer(config: LxmertConfig, text: Counts, shown: Counts, read_text: Counts, read_regions: Counts) -> Needed:
     """LXMERT's layer: a stream reads the other and then all of itself; one that nobody reads is left out."""
-    needed, width = Needed(), config.hidden_size
+    products, width = Products(), config.hidden_size
     for own, other, read in ((text, shown, read_text), (shown, text, read_regions)):
         if read.any():
-            needed += _attention_block(width, width, width, own, other) + _layer(config, read, own)
-    return needed
+            products += attention_block(width, width, width, own, other) + layer(config, read, own)
+    return with_gradient(products)
 
 
 def _co_attention(
     config: VilbertConfig, text: Counts, shown: Counts, read_text: Counts, read_regions: Counts
 ) -> Needed:
     """ViLBERT's layer: each stream reads the other, then goes through its feed-forward block."""
-    needed = Needed()
+    products = Products()
     streams = (
         (config.hidden_size, config.intermediate_size, read_text, config.region_hidden_size, shown),
         (config.region_hidden_size, config.region_intermediate_size, read_regions, config.hidden_size, text),
     )
     for width, inner, read, context, keys in streams:
         if read.any():
-            needed += _attention_block(width, context, config.co_attention_size, read, keys)
-            needed += _weights(int(read.sum()), width, inner) + _weights(int(read.sum()), inner, width)
-    return needed
+            products += attention_block(width, context, config.co_attention_size, read, keys)
+            products += feed_forward(int(read.sum()), width, inner)
+    return with_gradient(products)
 
 
 def _gates(config: VilbertConfig, lengths: _Lengths, number: int) -> Needed:
     """The text's gates of the attention among regions in so many layers, where a model has them."""
     rows = 2 * number * lengths.rows if config.gated_regions else 0
-    return _weights(rows, config.hidden_size, config.region_hidden_size)
+    return weights(rows, config.hidden_size, config.region_hidden_size)
 
 
-def _region_contrast(objective: RegionContrast, batch: Batch) -> Needed:
+def _region_contrast(objective: RegionContrast, lengths: _Lengths) -> Needed:
     """CVLP's own: the head, the key network with its head, and the scores against the queue, of every real region."""
-    lengths = _Lengths.of(batch)
     number = int(lengths.shown.sum())
-    needed = _head(objective.head, number) + _head(objective.key_head.network, number).without_gradient()
+    needed = (
+        head_products(objective.head, number) + head_products(objective.key_head.network, number).without_gradient()
+    )
     queued, size = objective.queue.rows.shape
     # The gradient is summed up along with the scores.
-    needed += _weights(2 * number, size, queued).without_gradient()
+    needed += weights(2 * number, size, queued).without_gradient()
     network = objective.key.network
     reading = Reading(summary=False, regions=lengths.shown)
     if isinstance(network, KeyNetwork):
         config: Any = network.lxmert.config
         return needed + _lxmert_layers(config, _count_key_layers(network), lengths, reading).without_gradient()
     config = network.config
-    return needed + encoder_products(config, batch, reading).without_gradient()
+    return needed + _encode(config, lengths, reading).without_gradient()
 
 
 def _count_key_layers(network: KeyNetwork) -> tuple[int, int, int]:
@@ -432,39 +396,15 @@ def _count_key_layers(network: KeyNetwork) -> tuple[int, int, int]:
     )
 
 
-def _head(head: nn.Module, positions: int) -> Needed:
-    """A head multiplies each state that it reads once with each of its matrices."""
-    needed = Needed()
-    for matrix in head.parameters():
-        if matrix.dim() == 2:
-            needed += _weights(positions, matrix.shape[1], matrix.shape[0])
-    return needed
-
-
 def _region_targets(objective: MaskedRegions, targets: Targets, positions: int) -> Needed:
     """One transform of every region that is read, then each output at its own slots."""
     head = objective.head
     assert isinstance(head, RegionTargets)
-    needed = _head(head.transform, positions)
+    needed = head_products(head.transform, positions)
     for name, output in head.outputs.items():
         slots = targets.feature_slots if name == "features" else targets.class_slots
-        needed += _head(output, 0 if slots is None else int(slots.mask.sum()))
+        needed += head_products(output, 0 if slots is None else int(slots.mask.sum()))
     return needed
-
-
-def _weights(positions: int, inputs: int, outputs: int) -> Needed:
-    """States with one matrix, forward and backward."""
-    return _with_gradient(Products(linear=2 * positions * inputs * outputs))
-
-
-def _attend(queries: Counts, keys: Counts, width: int, *, products: int = 2) -> Products:
-    """Products of all queries of a row with all its keys, as wide as all heads together."""
-    return Products(attention=2 * products * width * int((queries * keys).sum()))
-
-
-def _with_gradient(products: Products) -> Needed:
-    """Backward takes two products for each."""
-    return Needed(forward=products, backward=products.times(2))
 
 
 def _read(lengths: _Lengths, reading: Reading) -> Counts:

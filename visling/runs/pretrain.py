@@ -25,12 +25,15 @@ from visling.recipes.releases import describe_start
 from visling.regions.store import NativeStore
 from visling.runs.configure import follow_init
 from visling.runs.inputs import Inputs, fit_batch, fit_to_store
+from visling.runs.needed_products import are_known, pretraining_products
 from visling.runs.objectives import build_objectives, check_objectives, init_starts_key_alone, load_objective_heads
 from visling.runs.pictures import build_extractor, check_images_option, find_corpus_pictures
 from visling.runs.question_scores import record_answers
 from visling.runs.setup import Training, carry_out, describe_origin
 from visling.runs.spelling import SpelledWords
-from visling.runs.validate import Validation, text_loss
+from visling.runs.validate import Validation, count_text, text_loss
+from visling.train.layout import fit_layout
+from visling.train.parallel import Counts
 from visling.train.state import RunFolder, State
 from visling.types import Batch, Loss, Targets
 from visling.vision.pictures import PictureFiles
@@ -157,17 +160,23 @@ class Pretraining:
                 "--set valid_split=NAME."
             )
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model, its batches and its validation."""
         config, answers = self.config, self.answers
         model, notes = self._build_model()
         if config.store_on_device:
             self.inputs.move_features()
-        captioned = self._load_examples(model, self.training.images, training=True)
+        asked, shrunk = fit_batch(config, len(self.training.images), started_by)
+        sizes = {"images": asked}
+        if self.training.text is not None:
+            sizes["text"] = max(1, round(self.training.text_share * asked))
+        valid_text = sizes.get("text", 0)
+        sizes, accumulation = fit_layout(sizes, config.train.accumulation, started_by)
+        captioned = self._load_examples(model, self.training.images, sizes["images"], accumulation)
         batches = (
             captioned
             if self.training.text is None
-            else PairedLoader(captioned, self._load_text(self.training, training=True))
+            else PairedLoader(captioned, self._load_text(self.training, sizes["text"], accumulation))
         )
 
         def step(batch: Batch, targets: Targets) -> Loss:
@@ -175,8 +184,23 @@ class Pretraining:
             loss: Loss = model(*self.inputs.fill(batch, targets))
             return loss
 
+        def count(batch: Batch, targets: Targets) -> Counts:
+            model.weights = config.weights(batches.epoch)
+            return model.count(batch, targets)
+
+        def count_paired(about_images: Pair, text: Pair) -> Counts:
+            return {**count(*about_images), **count_text(model, *text)}
+
         def paired_step(about_images: Pair, text: Pair) -> Loss:
             return step(*about_images) + text_loss(model, *text)
+
+        def products(pair: Pair) -> float:
+            computed = [name for name, weight in config.weights(batches.epoch).items() if weight]
+            return pretraining_products(model, *pair, only=computed).step.total
+
+        def paired_products(pairs: tuple[Pair, Pair]) -> float:
+            about_images, text = pairs
+            return products(about_images) + pretraining_products(model, *text, only=["masked_lm"]).step.total
 
         def save(path: Path) -> None:
             save_model_folder(
@@ -193,13 +217,16 @@ class Pretraining:
         return Training(
             model=model,
             step=step if self.training.text is None else paired_step,
+            count=count if self.training.text is None else count_paired,
             batches=batches,
+            batch_sizes=sizes,
+            accumulation=accumulation,
             validate=Validation(
                 model,
-                self._load_examples(model, self.validation.images, training=False),
+                self._load_examples(model, self.validation.images, config.batch_size),
                 self.validation.images,
                 weights=config.objectives,
-                text=None if self.validation.text is None else self._load_text(self.validation, training=False),
+                text=None if self.validation.text is None else self._load_text(self.validation, valid_text),
                 answers=answers,
                 precision=config.train.precision,
             ),
@@ -208,17 +235,23 @@ class Pretraining:
             notes=(
                 *self.training.notes,
                 *self.validation.notes,
-                *filter(None, [fit_batch(config, len(self.training.images))[1]]),
+                *filter(None, [shrunk]),
                 *self.spelled.note(),
                 *filter(None, [self.notice]),
                 *notes,
             ),
             begin=lambda: _fill_queue(model, captioned, config, self.inputs),
             after_update=model.after_update,
+            after_skip=model.after_skip,
             # The key network of region contrast draws the layers that it skips
             variant=None
             if "region_contrast" in config.objectives
             else lambda: tuple(config.weights(batches.epoch).values()),
+            products=None
+            if not are_known(config.encoder, model.extractor)
+            else products
+            if self.training.text is None
+            else paired_products,
         )
 
     def _build_model(self) -> tuple[PretrainModel, list[str]]:
@@ -247,23 +280,29 @@ class Pretraining:
         model = PretrainModel(encoder, objectives, config.objectives, extractor)
         return model.to(self.inputs.device), notes
 
-    def _load_examples(self, model: PretrainModel, source: Source, *, training: bool) -> Loader:
-        """Batches of examples with images, masked, and with the targets that the objectives read."""
-        config = self.config
+    def _load_examples(
+        self, model: PretrainModel, source: Source, batch_size: int, accumulation: int | None = None
+    ) -> Loader:
+        """Batches of examples with images, masked, and with the targets that the objectives read.
+
+        Args:
+            accumulation: micro-batches per update; None = not for training.
+        """
+        config, training = self.config, accumulation is not None
         random_regions = config.region_masking is not None and config.region_masking.random
         return self.inputs.loader(
             source,
-            batch_size=fit_batch(config, len(source))[0] if training else config.batch_size,
-            seed=config.train.seed, training=training, workers=config.workers if training else 0,
+            batch_size=batch_size, accumulation=accumulation or 1, seed=config.train.seed, training=training,
+            workers=config.workers if training else 0,
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
             pool=images_of(self.training.images) if random_regions else [],
         )  # fmt: skip
 
-    def _load_text(self, corpora: Corpora, *, training: bool) -> Loader:
-        """Batches of text without images, in the corpora's share of the run's batch size."""
-        config = self.config
+    def _load_text(self, corpora: Corpora, batch_size: int, accumulation: int | None = None) -> Loader:
+        """Batches of text without images; arguments as those of `_load_examples`."""
+        config, training = self.config, accumulation is not None
         if "masked_lm" not in config.objectives:
             raise ConfigError(
                 "text without images trains only masked_lm, which the recipe's objectives lack. Add it, or leave the "
@@ -272,7 +311,8 @@ class Pretraining:
         assert corpora.text is not None
         return self.inputs.loader(
             corpora.text,
-            batch_size=max(1, round(corpora.text_share * fit_batch(config, len(self.training.images))[0])),
+            batch_size=batch_size,
+            accumulation=accumulation or 1,
             seed=config.train.seed + _TEXT_SEED,
             training=training,
             sort_by_length=config.sort_by_length if training else 1,
@@ -332,9 +372,14 @@ def _fill_queue(model: PretrainModel, batches: Loader, config: PretrainConfig, i
     epoch, filled = config.train.epochs, -1
     while filled < int(contrast.queue.filled):
         batches.epoch, filled = epoch, int(contrast.queue.filled)
+        update: list[Pair] = []
         for batch, targets in batches:
+            update.append(inputs.fill(batch.to(inputs.device), targets.to(inputs.device)))
+            if len(update) < batches.accumulation:
+                continue
             with runtime.autocast(inputs.device, config.train.precision):
-                contrast.fill(*inputs.fill(batch.to(inputs.device), targets.to(inputs.device)))
+                contrast.fill(*update)
+            update = []
             if contrast.queue.full:
                 batches.epoch = 0
                 return

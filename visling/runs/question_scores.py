@@ -20,7 +20,8 @@ from visling.draws import KeyedDraws, Stream
 from visling.errors import RunError
 from visling.metrics.answers import source_scores
 from visling.objectives.image_qa import ImageQA
-from visling.train.state import RunFolder, gather
+from visling.train.exchange import gather
+from visling.train.state import RunFolder
 from visling.types import Batch, Targets
 
 

@@ -36,7 +36,7 @@ from visling.runs.inputs import Inputs
 from visling.runs.pictures import open_pictures
 from visling.tasks.base import AllPairs, Report, distinct_images, read_records
 from visling.tasks.retrieval import Retrieval, RetrievalConfig
-from visling.train.state import gather
+from visling.train.exchange import gather
 from visling.types import Batch, Example, Prediction, Record, Regions, Text
 
 Progress = Callable[[int, int], None]

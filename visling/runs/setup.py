@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -14,18 +14,26 @@ from torch import nn
 
 from visling import config as configs
 from visling import runtime
+from visling.data.batches.workers import explain_killed
 from visling.data.corpora.base import split_root
 from visling.data.text import TextLayout
-from visling.errors import VislingError
+from visling.errors import RunError, VislingError
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 from visling.recipes.multitask_configs import MultitaskConfig
 from visling.regions.store import NativeStore
 from visling.runs.inputs import Inputs
-from visling.train.engine import Batches, fit
+from visling.train.batches import Batches
+from visling.train.claim import LOCK, hold_folder
+from visling.train.config import MAY_CHANGE
+from visling.train.engine import fit
+from visling.train.exchange import from_main
 from visling.train.log import Log
 from visling.train.loggers import check_loggers, open_loggers
+from visling.train.machines import require_shared
+from visling.train.meter import CountProducts
 from visling.train.pace import Pace
-from visling.train.parallel import Step
+from visling.train.parallel import Count, Step
+from visling.train.restarts import MARK
 from visling.train.state import RunFolder, State
 
 
@@ -37,6 +45,10 @@ class Training:
     """On its device, with its initial weights."""
     step: Step
     batches: Batches
+    batch_sizes: Mapping[str, int]
+    """What a batch of `batches` holds -> how many examples on this process."""
+    accumulation: int
+    """Batches per update."""
     validate: Callable[[], Mapping[str, float]]
     save: Callable[[Path], None]
     """Writes the current model as a model folder."""
@@ -47,11 +59,16 @@ class Training:
     begin: Callable[[], None] | None = None
     """Called before the first update, not when a run is resumed."""
     after_update: Callable[[], None] | None = None
+    after_skip: Callable[[], None] | None = None
     pace: Pace | None = None
     """Of a run whose validations decide what is trained next."""
     variant: Callable[[], Hashable] | None = None
     """What the course of a step depends on in addition to its batch and the weights; None = steps cannot be
     recorded."""
+    count: Count | None = None
+    """What the loss of a batch divides by, from batch and targets alone."""
+    products: CountProducts | None = None
+    """What a micro-step needs in matrix products; None = that is not known."""
 
 
 class PreparedRun(Protocol):
@@ -80,8 +97,11 @@ class PreparedRun(Protocol):
         """Where the inputs come from, for run.json: task, data, images."""
         ...
 
-    def build(self) -> Training:
+    def build(self, started_by: int | None = None) -> Training:
         """The model with its initial weights, its batches and its losses.
+
+        Args:
+            started_by: number of processes that started the run, if it is resumed; None = it starts with those of now.
 
         Raises:
             CheckpointError, ConfigError: weights do not fit.
@@ -107,10 +127,15 @@ def carry_out(
     Returns:
         How far it came; `stopped` says why it ended.
     """
-    with _open_folder(run, out, resume=resume, stream=stream, log_to=log_to, command=command) as opened:
+    with (
+        _open_folder(run, out, resume=resume, stream=stream, log_to=log_to, command=command) as opened,
+        explain_killed(),
+    ):
         folder, log = opened
         runtime.seed_everything(run.config.train.seed)
-        training = run.build()
+        started_by = folder.find_started_by()
+        training = run.build(started_by)
+        record_layout(folder, training.batch_sizes, training.accumulation, started_by)
         folder.record(
             {
                 "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
@@ -119,7 +144,7 @@ def carry_out(
             }
         )
         training.record(folder)
-        if not folder.has_last:
+        if not from_main(folder.has_last):
             for note in dict.fromkeys(training.notes):
                 log.event(note, step=0)
             if training.begin is not None:
@@ -129,17 +154,42 @@ def carry_out(
             training.model,
             training.step,
             training.batches,
-            config=run.config.train,
+            config=replace(run.config.train, accumulation=training.accumulation),
             log=log,
             validate=training.validate,
             run_folder=folder,
             save_model=training.save,
             after_update=training.after_update,
+            after_skip=training.after_skip,
             pace=training.pace,
             variant=training.variant,
+            count=training.count,
+            products=training.products,
         )
-        _conclude(run, folder, state, log)
+        if state.stopped != "terminated":  # then there is no time for more than the state
+            _conclude(run, folder, state, log)
     return state
+
+
+def record_layout(folder: RunFolder, batch_sizes: Mapping[str, int], accumulation: int, started_by: int) -> None:
+    """Record how many processes start a run and how many examples an update has, or say how those that resume it
+    divide them.
+
+    Args:
+        batch_sizes: what a batch holds -> how many examples on this process.
+        accumulation: batches per update.
+    """
+    now = runtime.world_size()
+    if started_by == now:
+        whole = {name: size * accumulation * now for name, size in batch_sizes.items()}
+        folder.record({"processes": now, "global_batch": whole})
+        return
+    sizes = " and ".join(f"{size} {name}" for name, size in batch_sizes.items())
+    processes = "1 process" if now == 1 else f"{now} processes"
+    folder.resumed_by = (
+        f" by {processes}, started by {started_by}: batches of {sizes}, {accumulation} per update. What is drawn while "
+        "training, such as dropout, is not what it would have been"
+    )
 
 
 @contextlib.contextmanager
@@ -171,12 +221,10 @@ def _open_folder(
                 "from_init",
                 "workers",
                 "store_on_device",
-                "train.log_every",
-                "train.log_seconds",
-                "train.save_every",
-                "train.max_seconds",
+                *MAY_CHANGE,
                 "train.compile",
                 "train.few_shapes",
+                "train.shard",
             ),
         )
         loggers = open_loggers(log_to, folder, {**configs.to_dict(config), **run.origin})
@@ -189,19 +237,47 @@ def claim_run_folder(out: Path, *, resume: bool) -> Iterator[RunFolder]:
     """A run folder; one that is refused before anything was saved is removed, so that the corrected command can use the
     same name."""
     existed = out.exists()
-    folder = RunFolder.create(out, resume=resume)
-    try:
-        yield folder
-    except VislingError:
-        if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
-            for file in (folder.log, folder.path / "run.json"):
-                file.unlink(missing_ok=True)
-            for written in ("tensorboard", "wandb"):
-                shutil.rmtree(folder.path / written, ignore_errors=True)
-            for made in (folder.last, *(() if existed else (folder.path,))):
-                with contextlib.suppress(OSError):  # absent, or it holds what is not ours
-                    made.rmdir()
-        raise
+    with hold_run_folder(out, resume=resume) as note:
+        folder = RunFolder.create(out, resume=resume)
+        folder.notes += filter(None, [note])
+        try:
+            require_shared(folder.path / "run.json")
+            yield folder
+        except VislingError:
+            if not resume and runtime.is_main() and not folder.has_last and not folder.holds_models:
+                _remove(folder, existed)
+            raise
+
+
+@contextlib.contextmanager
+def hold_run_folder(out: Path, *, resume: bool) -> Iterator[str]:
+    """Let the main process hold a run's folder (`train.claim.hold_folder`). Every process must come here.
+
+    Raises:
+        RunError: on every process.
+    """
+    with contextlib.ExitStack() as stack:
+        note = problem = ""
+        if runtime.is_main():
+            try:
+                note = stack.enter_context(hold_folder(out, resume=resume))
+            except RunError as error:
+                problem = str(error)
+        note, problem = from_main((note, problem))
+        if problem:
+            raise RunError(problem)
+        yield note
+
+
+def _remove(folder: RunFolder, existed: bool) -> None:
+    """Remove a run of which nothing was saved."""
+    for file in (folder.log, *(folder.path / name for name in ("run.json", MARK, LOCK))):
+        file.unlink(missing_ok=True)
+    for written in ("tensorboard", "wandb"):
+        shutil.rmtree(folder.path / written, ignore_errors=True)
+    for made in (folder.last, *(() if existed else (folder.path,))):
+        with contextlib.suppress(OSError):  # absent, or it holds what is not ours
+            made.rmdir()
 
 
 def describe_origin(
@@ -228,7 +304,7 @@ def describe_origin(
 def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> None:
     """After the last update: report truncated texts, keep the detector, and only then mark the run as finished.
 
-    A run killed before the mark does all of this again when it is resumed; one stopped by `max_seconds` stays open.
+    A run killed before the mark does all of this again when it is resumed; one that stopped early stays open.
     """
     store = run.store
     for layout in run.layouts:
@@ -251,5 +327,5 @@ def _conclude(run: PreparedRun, folder: RunFolder, state: State, log: Log) -> No
             f"models/averaged holds the best averaged weights: {metric} {state.averaged_best:.4f} at step {step}",
             step=state.step,
         )
-    if state.stopped != "max_seconds":
+    if not state.unfinished:
         folder.finish()

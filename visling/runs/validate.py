@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
 from visling import runtime
 from visling.data.answers import AnswerVocabulary
 from visling.data.batches.examples import Source
@@ -17,7 +19,7 @@ from visling.objectives.base import Objective, PretrainStep
 from visling.objectives.pretrain_model import PretrainModel
 from visling.runs.question_scores import AnsweredQuestions
 from visling.train.engine import predict
-from visling.train.state import gather
+from visling.train.exchange import gather
 from visling.types import Batch, Loss, Targets
 
 
@@ -72,8 +74,14 @@ def text_loss(model: PretrainModel, batch: Batch, targets: Targets) -> Loss:
     assert isinstance(masked_lm, Objective)
     encoded = model.encoder(batch, reads=masked_lm.reads_of_encoded(batch, targets))
     loss: Loss = masked_lm(PretrainStep(model=model.encoder, batch=batch, encoded=encoded, targets=targets))
-    parts = {f"text_{name}": part for name, part in loss.parts.items()}
-    return Loss(value=loss.value * model.weights["masked_lm"], parts=parts)
+    return loss.prefixed("text_").scaled(model.weights["masked_lm"])
+
+
+def count_text(model: PretrainModel, batch: Batch, targets: Targets) -> dict[str, Tensor]:
+    """What the terms of `text_loss` divide by, by name."""
+    masked_lm = model.objectives["masked_lm"]
+    assert isinstance(masked_lm, Objective)
+    return {f"text_{name}": count for name, count in masked_lm.count(batch, targets).items()}
 
 
 def mean_over_batches(losses: Iterable[Loss], weights: Mapping[str, float]) -> dict[str, float]:

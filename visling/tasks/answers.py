@@ -92,7 +92,7 @@ def classification_loss(logits: Tensor, labels: Tensor, name: str = "answer") ->
     scores = logits.float()
     loss = Loss.mean(name, F.cross_entropy(scores, labels, reduction="none"))
     hits = (scores.detach().argmax(1) == labels).sum()
-    return Loss(value=loss.value, parts={**loss.parts, f"{name}_accuracy": (hits, loss.parts[name][1])})
+    return loss.reporting({f"{name}_accuracy": (hits, loss.parts[name][1])})
 
 
 def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce", "mce"]) -> Loss:
@@ -114,7 +114,7 @@ def answer_loss(logits: Tensor, scores: Tensor, kind: Literal["kl", "bce", "mce"
         values = F.binary_cross_entropy_with_logits(logits, scores, reduction="none").sum(1)
     loss = Loss.mean("answer", values)
     reached = scores.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
-    return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (reached, loss.parts["answer"][1])})
+    return loss.reporting({"answer_accuracy": (reached, loss.parts["answer"][1])})
 
 
 def sigmoid_loss(scores: Tensor, choice: Tensor, positive_weight: float = 1.0) -> Loss:
@@ -129,16 +129,42 @@ def sigmoid_loss(scores: Tensor, choice: Tensor, positive_weight: float = 1.0) -
         VL-BERT release, `resnet_vlbert_for_vcr.py`, `CLASSIFIER_SIGMOID`.
     """
     wanted = F.one_hot(choice, scores.shape[1]).to(scores.dtype)
-    weights = 1 + (positive_weight - 1) * wanted
+    weights = _weigh_choices(wanted, positive_weight)
     total = F.binary_cross_entropy_with_logits(scores, wanted, weights, reduction="sum")
     hits = (scores.detach().argmax(1) == choice).sum()
-    return Loss(
-        value=total / weights.sum(),
-        parts={
-            "answer": (total.detach(), weights.sum()),
-            "answer_accuracy": (hits, torch.full((), len(choice), device=scores.device)),
-        },
-    )
+    loss = Loss.ratio("answer", total, weights.sum())
+    return loss.reporting({"answer_accuracy": (hits, count_rows(choice))})
+
+
+def choice_loss(
+    scores: Tensor, choice: Tensor, kind: Literal["softmax", "sigmoid"] | None, positive_weight: float = 1.0
+) -> Loss:
+    """Loss of a choice among (N, G) scores: `sigmoid_loss`, or unless it is asked for `classification_loss`."""
+    if kind == "sigmoid":
+        return sigmoid_loss(scores, choice, positive_weight)
+    return classification_loss(scores, choice)
+
+
+def count_choices(
+    choice: Tensor, choices: int, kind: Literal["softmax", "sigmoid"] | None, positive_weight: float = 1.0
+) -> Tensor:
+    """What `choice_loss` divides by.
+
+    Args:
+        choices: G.
+    """
+    if kind == "sigmoid":
+        return _weigh_choices(F.one_hot(choice, choices).float(), positive_weight).sum()
+    return count_rows(choice)
+
+
+def _weigh_choices(wanted: Tensor, positive_weight: float) -> Tensor:
+    return 1 + (positive_weight - 1) * wanted
+
+
+def count_rows(values: Tensor) -> Tensor:
+    """Length of the first dimension, as a scalar tensor that is filled on the device."""
+    return torch.full((), len(values), device=values.device)
 
 
 def class_loss(logits: Tensor, classes: Tensor) -> Loss:
@@ -152,9 +178,22 @@ def class_loss(logits: Tensor, classes: Tensor) -> Loss:
         VL-BERT release, `cnn_loss_reg`.
     """
     if logits.shape[1] > classes.shape[1]:
-        classes = F.pad(classes, (0, 1))
+        classes = _add_whole(classes)
     values = F.cross_entropy(logits.float().transpose(1, 2), classes, reduction="none", ignore_index=IGNORE)
     return Loss.mean("object_classes", values, classes != IGNORE)
+
+
+def count_classes(classes: Tensor, *, whole: bool) -> Tensor:
+    """What `class_loss` divides by.
+
+    Args:
+        whole: whether the logits have the whole image's.
+    """
+    return ((_add_whole(classes) if whole else classes) != IGNORE).sum()
+
+
+def _add_whole(classes: Tensor) -> Tensor:
+    return F.pad(classes, (0, 1))
 
 
 def true_or_false(logits: Tensor, records: Sequence[Record], labels: tuple[str, str]) -> list[Prediction]:

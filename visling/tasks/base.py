@@ -226,6 +226,21 @@ class Task(ABC, Generic[R, C]):
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Loss of a labelled batch, in float32."""
 
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        """What the terms of `loss` divide by, by name, before anything is computed: an update of several micro-batches
+        needs it.
+
+        Args:
+            whole: whether logits of regions have that of the whole image behind them.
+        Raises:
+            ConfigError: the task does not define it.
+        """
+        raise ConfigError(
+            f"the task {self.name} does not say beforehand what its loss divides by, so that the exact average over "
+            'several micro-batches is not known. Use train.normalise = "micro_steps" or train.accumulation = 1, or '
+            "define `count` in the task, as visling.tasks.base.Task describes."
+        )
+
     @abstractmethod
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[R]) -> list[Prediction]:
         """Predictions for the records of a batch, in their order.

@@ -35,7 +35,7 @@ from visling.data.answers import AnswerVocabulary
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.classification import Flags, Numbers, auroc, average_precision, label_scores
-from visling.tasks.answers import detail_row, mean_score
+from visling.tasks.answers import count_rows, detail_row, mean_score
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, Targets
 
@@ -228,7 +228,10 @@ class Classification(Task[LabelledText, ClassificationConfig]):
             values = F.cross_entropy(scores, labels, weight=weights, reduction="none")
             hits = (scores.detach().argmax(1) == labels).sum()
         loss = Loss.mean("answer", values)
-        return Loss(value=loss.value, parts={**loss.parts, "answer_accuracy": (hits, loss.parts["answer"][1])})
+        return loss.reporting({"answer_accuracy": (hits, loss.parts["answer"][1])})
+
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        return {"answer": count_rows(cast(Tensor, targets.answer))}
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[LabelledText]) -> list[Prediction]:
         """The most probable label, or all whose probability reaches the threshold, joined by "|"; `top` has every

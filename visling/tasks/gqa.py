@@ -26,7 +26,7 @@ from visling.data.text import TextLayout, swap_words
 from visling.errors import DataError
 from visling.metrics.answers import Average
 from visling.metrics.gqa import Choices, gqa_scores, label_scores
-from visling.tasks.answers import AnswerTask, answer_loss, detail_row, mean_score, top_answers
+from visling.tasks.answers import AnswerTask, answer_loss, count_rows, detail_row, mean_score, top_answers
 from visling.tasks.base import Report, Score, by_id
 from visling.types import Batch, Example, Loss, Prediction, Targets
 
@@ -99,6 +99,9 @@ class GQA(AnswerTask[GqaRecord, GqaConfig]):
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Loss over (N, A) logits and targets; part "answer_accuracy" is the share of right answers."""
         return answer_loss(logits["classify"], cast(Tensor, targets.answer), self.config.loss)
+
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        return {"answer": count_rows(cast(Tensor, targets.answer))}
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[GqaRecord]) -> list[Prediction]:
         """The most probable answers; probabilities are one sigmoid each with loss "bce", else a softmax."""

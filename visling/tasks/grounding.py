@@ -30,7 +30,7 @@ from visling.data.annotations.entities import Box, EntitiesRecord, Phrase, parse
 from visling.data.text import TextLayout, Tokenizer
 from visling.errors import ConfigError, DataError
 from visling.metrics.phrases import RANKS, MatchRule, Target, first_rank, phrase_scores, right_boxes
-from visling.tasks.answers import detail_row, mean_score, mean_scores
+from visling.tasks.answers import count_rows, detail_row, mean_score, mean_scores
 from visling.tasks.base import Report, Score, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, RegionArray, Targets
 
@@ -196,22 +196,22 @@ class PhraseGrounding(Task[EntitiesRecord, GroundingConfig]):
         Raises:
             ConfigError: a model of the words alone.
         """
-        shares = targets.phrase_boxes
-        if shares is None:
-            raise ConfigError(
-                "phrases are grounded in regions, which a text-only model does not see: leave --text-only out."
-            )
+        shares = _require_shares(targets)
         # Slots are padded to a multiple of four, labels are not.
         scores = logits[HEAD].float()[:, : shares.shape[1]]
         values = F.kl_div(scores.log_softmax(-1), shares, reduction="none").sum(-1)  # (B, P)
-        matched = shares.sum(-1) > 0
+        matched = _match(shares)
         if self.config.loss_per == "sentence":
             loss = Loss.mean("grounding", values.sum(1))
         else:
             loss = Loss.mean("grounding", values, matched)
         best = scores.detach().argmax(-1, keepdim=True)
         hits = (shares.gather(2, best) > 0).sum()
-        return Loss(value=loss.value, parts={**loss.parts, "grounding_accuracy": (hits, matched.sum())})
+        return loss.reporting({"grounding_accuracy": (hits, matched.sum())})
+
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        shares = _require_shares(targets)
+        return {"grounding": count_rows(shares) if self.config.loss_per == "sentence" else _match(shares).sum()}
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[EntitiesRecord]) -> list[Prediction]:
         """The best regions of each phrase; `top` and `boxes` hold the best one of each phrase that was read."""
@@ -445,3 +445,16 @@ def frequent_places(train: Sequence[EntitiesRecord]) -> tuple[NDArray[np.float64
 
 
 TASK = PhraseGrounding
+
+
+def _require_shares(targets: Targets) -> Tensor:
+    if targets.phrase_boxes is None:
+        raise ConfigError(
+            "phrases are grounded in regions, which a text-only model does not see: leave --text-only out."
+        )
+    return targets.phrase_boxes
+
+
+def _match(shares: Tensor) -> Tensor:
+    """(B, P) bool: the phrases that some region matches, of shares (B, P, R)."""
+    return shares.sum(-1) > 0

@@ -34,6 +34,7 @@ from visling.data.text import TextLayout
 from visling.metrics.answers import nlvr_images, nlvr_structured
 from visling.tasks.answers import (
     classification_loss,
+    count_rows,
     detail_row,
     label_of,
     majority_label,
@@ -105,6 +106,9 @@ class NLVR(Task[NlvrRecord, NlvrConfig]):
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Cross-entropy over (N, 2) logits, averaged over examples, in float32."""
         return classification_loss(logits["classify"], cast(Tensor, targets.answer))
+
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        return {"answer": count_rows(cast(Tensor, targets.answer))}
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[NlvrRecord]) -> list[Prediction]:
         """The more probable of "true" and "false"; an exact tie is "false"."""

@@ -31,6 +31,7 @@ from visling.errors import ConfigError, DataError
 from visling.metrics.answers import nlvr2_scores
 from visling.tasks.answers import (
     classification_loss,
+    count_rows,
     detail_row,
     label_of,
     majority_label,
@@ -133,8 +134,10 @@ class NLVR2(Task[Nlvr2Record, Nlvr2Config]):
             return loss
         right = labels[:, None] == torch.arange(len(LABELS), device=labels.device)
         each = F.binary_cross_entropy_with_logits(scores.float(), right.float(), reduction="none").mean(1)
-        mean = Loss.mean("answer", each)
-        return Loss(value=mean.value, parts={**loss.parts, **mean.parts})
+        return Loss.mean("answer", each).reporting({"answer_accuracy": loss.parts["answer_accuracy"]})
+
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        return {"answer": count_rows(cast(Tensor, targets.answer))}
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[Nlvr2Record]) -> list[Prediction]:
         """The more probable of "True" and "False"; an exact tie is "False"."""

@@ -28,7 +28,7 @@ from visling.data.annotations.tables import Table
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.grounding import DESCRIPTIONS, THRESHOLD, Rule, fits, overlap, referring_hits
-from visling.tasks.answers import detail_row, mean_score, mean_scores
+from visling.tasks.answers import count_rows, detail_row, mean_score, mean_scores
 from visling.tasks.base import Report, Task, by_id
 from visling.types import IGNORE, Batch, Example, Head, Loss, Prediction, RegionArray, Targets
 
@@ -130,14 +130,11 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
         Raises:
             ConfigError: a model that sees no regions.
         """
-        if targets.object_classes is None or targets.region_scores is None:
-            raise ConfigError(
-                "referring expressions are answered with a region: a model of the words alone has none to choose from. "
-                "Train without text_only."
-            )
-        scores, positive, overlaps = self._pick_candidates(
-            logits["regions"].float(), targets.object_classes, targets.region_scores
-        )
+        scores = logits["regions"].float()
+        labels, overlaps = _pad_targets(targets)
+        whole = self._has_whole(scores, labels.shape[1] - 1)
+        positive, overlaps = (_pick_candidates(each, whole=whole) for each in (labels, overlaps))
+        scores = scores[:, : positive.shape[1]]
         real = positive != IGNORE
         kind = self.config.loss or "softmax"
         if kind == "positive":
@@ -156,18 +153,15 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
             loss = Loss.mean("referring", all_of_them - right, (positive == 1).any(1))
         best = scores.detach().masked_fill(~real, -torch.inf).argmax(1, keepdim=True)
         hits = (positive.gather(1, best) == 1).sum()
-        rows = torch.full((), len(scores), device=scores.device)
-        return Loss(value=loss.value, parts={**loss.parts, "referring_accuracy": (hits, rows)})
+        return loss.reporting({"referring_accuracy": (hits, count_rows(scores))})
 
-    def _pick_candidates(self, scores: Tensor, positive: Tensor, overlaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets of the candidates, (B, K) each; targets come with the whole image first."""
-        # A batch without any region has one, which is padding, and its targets are of the whole image alone.
-        short = max(0, 2 - positive.shape[1])
-        positive, overlaps = F.pad(positive, (0, short), value=IGNORE), F.pad(overlaps, (0, short))
-        regions = positive.shape[1] - 1
-        number = regions + self._has_whole(scores, regions)
-        positive, overlaps = (each.roll(-1, dims=1)[:, :number] for each in (positive, overlaps))
-        return scores[:, :number], positive, overlaps
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        labels, _ = _pad_targets(targets)
+        positive = _pick_candidates(labels, whole=whole and bool(self.config.whole_image))
+        kind = self.config.loss or "softmax"
+        if kind == "overlap":
+            return {"referring": count_rows(positive)}
+        return {"referring": ((positive != IGNORE) if kind == "positive" else (positive == 1).any(1)).sum()}
 
     def decode(
         self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[ReferringRecord]
@@ -300,6 +294,27 @@ class Referring(Task[ReferringRecord, ReferringConfig]):
             row["truth"] = None if record.corners is None else list(record.corners)
             rows.append(row | {"boxes": [list(box) for box in prediction.boxes[:SHOWN]]})
         return rows
+
+
+def _pad_targets(targets: Targets) -> tuple[Tensor, Tensor]:
+    """`object_classes` and `region_scores`, (B, 1 + R) each, of the whole image and then of the regions.
+
+    Raises:
+        ConfigError: a model that sees no regions.
+    """
+    if targets.object_classes is None or targets.region_scores is None:
+        raise ConfigError(
+            "referring expressions are answered with a region: a model of the words alone has none to choose from. "
+            "Train without text_only."
+        )
+    # A batch without any region has one, which is padding, and its targets are of the whole image alone.
+    short = max(0, 2 - targets.object_classes.shape[1])
+    return F.pad(targets.object_classes, (0, short), value=IGNORE), F.pad(targets.region_scores, (0, short))
+
+
+def _pick_candidates(values: Tensor, *, whole: bool) -> Tensor:
+    """Values of the candidates in the order of their logits, of those of the whole image and then of the regions."""
+    return values.roll(-1, dims=1)[:, : values.shape[1] - (not whole)]
 
 
 def _to_xywh(corners: NDArray[Any]) -> NDArray[Any]:

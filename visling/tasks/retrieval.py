@@ -29,7 +29,7 @@ from visling.data.annotations.tables import Table
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, DataError
 from visling.metrics.ranking import CUTS, Ranking, Ties, average, best_ranks, sum_of_recalls, summarise
-from visling.tasks.answers import classification_loss, detail_row, mean_score
+from visling.tasks.answers import classification_loss, count_rows, detail_row, mean_score
 from visling.tasks.base import AllPairs, Report, Score, Task, by_id, distinct_images
 from visling.types import Batch, Example, Head, Loss, Prediction, RegionStore, Targets, TextRow
 
@@ -172,6 +172,10 @@ class Retrieval(Task[RetrievalRecord, RetrievalConfig]):
         """Cross-entropy over the scores of the G alternatives, the first of which is right; mean over examples."""
         assert targets.choice is not None
         return classification_loss(self.score(logits).view(len(targets.choice), -1), targets.choice, "retrieval")
+
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        assert targets.choice is not None
+        return {"retrieval": count_rows(targets.choice)}
 
     def score(self, logits: Mapping[str, Tensor]) -> Tensor:
         """How well text and image of each row fit, (B,) float32: the head's number, or log-odds."""

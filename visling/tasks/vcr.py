@@ -52,7 +52,7 @@ from visling.data.text import NamedWord, TextLayout
 from visling.errors import DataError
 from visling.metrics.vcr import vcr_hits, write_phase, write_submission
 from visling.runtime import generator_for
-from visling.tasks.answers import class_loss, classification_loss, detail_row, mean_score, sigmoid_loss
+from visling.tasks.answers import choice_loss, class_loss, count_choices, count_classes, detail_row, mean_score
 from visling.tasks.base import Report, Task, by_id
 from visling.types import Batch, Example, Head, Loss, Prediction, RegionArray, Targets, TextRow
 
@@ -324,13 +324,17 @@ class VCR(Task[VcrRecord, VcrConfig]):
     def loss(self, logits: Mapping[str, Tensor], targets: Targets) -> Loss:
         """Loss of the choice over (N, G) scores, in float32, and the weighted loss of the classes of all regions."""
         scores, choice = logits["score"].float(), cast(Tensor, targets.choice)
-        if self.config.loss == "sigmoid":
-            loss = sigmoid_loss(scores, choice, self.config.positive_weight)
-        else:
-            loss = classification_loss(scores, choice)
+        loss = choice_loss(scores, choice, self.config.loss, self.config.positive_weight)
         if self.config.class_weight and targets.object_classes is not None:
             loss += class_loss(logits["objects.classes"], targets.object_classes).scaled(self.config.class_weight)
         return loss
+
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        choice = cast(Tensor, targets.choice)
+        counts = {"answer": count_choices(choice, self.group, self.config.loss, self.config.positive_weight)}
+        if self.config.class_weight and targets.object_classes is not None:
+            counts["object_classes"] = count_classes(targets.object_classes, whole=whole)
+        return counts
 
     def decode(self, logits: Mapping[str, Tensor], batch: Batch, records: Sequence[VcrRecord]) -> list[Prediction]:
         """The number of the best choice; probabilities are a softmax over the choices, whatever the loss.
@@ -396,13 +400,9 @@ class VCR(Task[VcrRecord, VcrConfig]):
         """The most frequent number of the right choice in the training questions."""
         counts = Counter(self._label(record) for record in train)
         best = min(counts, key=lambda label: (-counts[label], str(label)))
-        share = counts[best] / len(train)
-        return {
-            "majority choice": [
-                Prediction(id=record.id, value=str(best), confidence=share, top=((str(best), share),))
-                for record in records
-            ]
-        }
+        label, share = str(best), counts[best] / len(train)
+        top = ((label, share),)
+        return {"majority choice": [Prediction(id=each.id, value=label, confidence=share, top=top) for each in records]}
 
     def details(self, predictions: Sequence[Prediction], records: Sequence[VcrRecord]) -> list[dict[str, Any]]:
         """One row per question with its choices; objects are written as in VCR's browser, `[person1]`."""
@@ -423,10 +423,8 @@ class VCR(Task[VcrRecord, VcrConfig]):
         contexts = self._contexts(record)
         context = contexts[0] if len(contexts) == 1 else (record.question,)
         texts = [" ".join(spell_out(part, record.objects) for part in context)]
-        texts += [
-            f"{number}: {spell_out(choice, record.objects)}" for number, choice in enumerate(self._choices(record))
-        ]
-        return " | ".join(texts)
+        choices = (spell_out(choice, record.objects) for choice in self._choices(record))
+        return " | ".join([*texts, *(f"{number}: {choice}" for number, choice in enumerate(choices))])
 
     def state(self) -> dict[str, Any]:
         """Settings and classes of objects."""

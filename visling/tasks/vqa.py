@@ -28,7 +28,7 @@ from visling.data.answers import AnswerVocabulary, SoftScores, soft_scores
 from visling.data.text import TextLayout, swap_words
 from visling.errors import ConfigError, DataError
 from visling.metrics.answers import FEWEST_ANSWERS, Average, Version, normalise, vqa_accuracy, vqa_score
-from visling.tasks.answers import AnswerTask, answer_loss, detail_row, mean_score, top_answers
+from visling.tasks.answers import AnswerTask, answer_loss, count_rows, detail_row, mean_score, top_answers
 from visling.tasks.base import Report, Score, by_id
 from visling.types import Batch, Example, Loss, Prediction, Targets
 
@@ -126,6 +126,9 @@ class VQA(AnswerTask[QuestionRecord, VqaConfig]):
         """Loss over (N, A) logits and scores; part "answer_accuracy" is the score of the best answer, before any
         normalisation."""
         return answer_loss(logits["classify"], cast(Tensor, targets.answer), self._kind_of_loss())
+
+    def count(self, targets: Targets, *, whole: bool) -> Mapping[str, Tensor]:
+        return {"answer": count_rows(cast(Tensor, targets.answer))}
 
     def _kind_of_loss(self) -> Literal["kl", "bce"]:
         if self.config.loss is None:

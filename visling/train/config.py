@@ -12,6 +12,20 @@ from visling.train.optim import OptimConfig
 
 Kept = Literal["best", "last", "epochs"]
 
+MAY_CHANGE = tuple(
+    f"train.{name}"
+    for name in (
+        "log_every",
+        "log_seconds",
+        "save_every",
+        "keep_states",
+        "save_in_background",
+        "max_seconds",
+        "not_finite",
+    )
+)
+"""Settings that may differ when a run is resumed, in the config of any run: they change nothing that is trained."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -26,10 +40,10 @@ class TrainConfig:
     share of it that has passed, so no two runs are the same: for repeatable runs use `max_steps`."""
     accumulation: int = 1
     """Micro-batches per update. Those that do not fill an update at the end of an epoch are dropped."""
-    normalise: Literal["micro_steps", "counts"] = "micro_steps"
-    """Mean over the accumulated micro-batches (and processes): all have the same weight (equals one big batch when
-    their counts are equal), or each is weighted by the count of its loss (always equals one big batch; needs a loss
-    with a single part)."""
+    normalise: Literal["counts", "micro_steps"] = "counts"
+    """How a loss is averaged over the micro-batches of an update and over processes. counts: every sum over all of them
+    is divided by its count over all of them, as if they were one batch. micro_steps: the mean of their means (the
+    releases), another number wherever their counts differ."""
     precision: runtime.Precision = "fp32"
     """bf16: matrix products in bfloat16; weights, optimiser and losses stay in float32."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -46,8 +60,8 @@ class TrainConfig:
     log_every: int = 50
     """Updates between training lines."""
     log_seconds: float | None = None
-    """Seconds after which a training line is written although fewer than `log_every` updates were made; None = never.
-    Several processes do without: they would have to wait for each other to agree."""
+    """Seconds after which a training line is written although fewer than `log_every` updates were made; None =
+    never."""
     validate_every: int = 1
     """Epochs or updates between validations; the end of a run is always validated."""
     validate_unit: Literal["epochs", "steps"] = "epochs"
@@ -68,16 +82,29 @@ class TrainConfig:
     """Stop when the best score is more than this many validations old (VisualBERT: 3); None = never."""
     save_every: int = 500
     """Updates between saves of last/, in addition to those at each validation and at the end."""
+    keep_states: int = 2
+    """States that last/ keeps, the newest: if one is damaged, the one before it is resumed."""
+    save_in_background: bool = True
+    """Write states by a thread while training continues. It reads a copy: of the weights, the averaged ones, and what
+    the optimiser keeps of each (twice as much for Adam), in main memory. False: training waits for the disk."""
     max_seconds: float | None = None
     """Save and return after this time, to be resumed with --resume; None = no limit."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """What happens at a loss or a gradient that is infinite or NaN; its batch is kept in not_finite/. stop: the run
+    ends; on a CPU before the update is applied, on a GPU when the loss is read for the next training line. skip: the
+    update is left out and the schedule goes on (bert_adam's, which counts the updates of a parameter, stands still), at
+    most ten times in a row; on a GPU every update then waits for the device."""
     unused_parameters: bool = True
-    """Several GPUs only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
+    """Several processes only: some parameters receive no gradient in some steps. False saves a walk over the graph."""
+    shard: bool = False
+    """Several processes only: parameters, gradients and moments of the optimiser are spread over them (FSDP2), for
+    models that are too large for the memory of one; else each process has all of them."""
 
     def __post_init__(self) -> None:
         refuse(self._find_problems())
 
     def _find_problems(self) -> Iterator[ConfigError]:
-        for name in ("epochs", "accumulation", "log_every", "validate_every", "save_every"):
+        for name in ("epochs", "accumulation", "log_every", "validate_every", "save_every", "keep_states"):
             if getattr(self, name) < 1:
                 yield ConfigError(f"train.{name} must be 1 or more; found {getattr(self, name)}.")
         if not self.keep or len(set(self.keep)) < len(self.keep):

@@ -3,60 +3,43 @@
 The engine knows a model as an nn.Module and a step as a function from a batch and its targets to a loss. It runs in one
 process or, when a process group exists, in several (on GPUs through DistributedDataParallel): gradients are means over
 processes, loss parts in the log exact sums over them. Scalars stay on the device between log lines; no step waits for
-the device. Only a run bounded by seconds makes several processes wait: they agree on the time at every update.
+the device. Several processes agree once per update on what they do next (`train.agreement`).
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from visling import runtime
-from visling.errors import ConfigError, DataError, nearest
+from visling.errors import ConfigError
+from visling.train.agreement import Agreement, Signs
 from visling.train.averaging import WeightAverage
+from visling.train.batches import Batches, Fetched, fetch
 from visling.train.config import TrainConfig
-from visling.train.generators import capture_generators, restore_generators
+from visling.train.exchange import from_main
+from visling.train.interruption import Interruption, announce_end, listen
 from visling.train.keeping import KeptModels
 from visling.train.log import Log
-from visling.train.meter import Meter, count_examples, mean_parts, not_finite
+from visling.train.machines import require_equal
+from visling.train.meter import CountProducts, Meter, count_examples
+from visling.train.not_finite import FiniteGuard, NotFiniteError
 from visling.train.optim import apply_schedule, build_optimizer, clip_gradients
 from visling.train.pace import Pace
-from visling.train.parallel import Backward, Step, share_statistics
+from visling.train.parallel import Backward, Count, Step, share_statistics
+from visling.train.scoring import evaluate, improves, is_better
 from visling.train.space import estimate_space
-from visling.train.state import RunFolder, State, from_main
+from visling.train.state import RunFolder, State
 from visling.train.transfer import move_ahead
 from visling.types import Loss
 
 _T = TypeVar("_T")
-
-
-class Batches(Protocol):
-    """One epoch of (batch, targets) pairs after another; the same epoch number always gives the same pairs."""
-
-    epoch: int
-    """Setting it moves to the beginning of that epoch."""
-
-    def __len__(self) -> int:
-        """Pairs per epoch on this process; the same on all."""
-        ...
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        """The rest of the epoch."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position after the last pair that was handed out, as JSON values."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Move to a position; the next iteration begins there."""
-        ...
 
 
 def fit(
@@ -70,8 +53,11 @@ def fit(
     run_folder: RunFolder | None = None,
     save_model: Callable[[Path], None] | None = None,
     after_update: Callable[[], None] | None = None,
+    after_skip: Callable[[], None] | None = None,
     pace: Pace | None = None,
     variant: Callable[[], Hashable] | None = None,
+    count: Count | None = None,
+    products: CountProducts | None = None,
     reseed: bool = True,
 ) -> State:
     """Train a model; resume from `run_folder` if it holds a saved state, exactly as if the run had never stopped.
@@ -84,29 +70,51 @@ def fit(
         run_folder: where the last state and the models that `config.keep` names are kept; None = nowhere.
         save_model: writes the model as it stands into the folder it is given; None = its weights alone.
         after_update: called after each optimiser update (objectives with queues or momentum networks).
+        after_skip: called in its place where an update was left out (`config.not_finite`).
         pace: of a run whose validations decide what is trained next; None = all epochs have one length.
         variant: what the course of a step depends on in addition to its batch and the weights, such as the weights of
             losses; None = that is not known, and steps are not recorded (`config.compile`).
+        count: what the loss of a pair divides by, known before its forward pass; None = that is not known, and updates
+            of several micro-batches are averaged by `config.normalise` "micro_steps" only.
+        products: what a micro-step needs in matrix products, which the log compares with what the device can do; None
+            = that is not known.
         reseed: seed the generators by `config.seed` first; False = continue the caller's random stream.
+    Returns:
+        How far it came. After SIGTERM, which any of the processes may receive, `stopped` is "terminated": the state is
+        saved, and the run is to be resumed.
     Raises:
         ConfigError: too few batches, nothing to train, an unknown metric.
-        RunError: the loss is not finite, the disk is full, or the saved state does not fit.
+        KeyboardInterrupt: Ctrl-C was pressed; the state is saved as after SIGTERM.
+        RunError: the loss is not finite, the disk is full, the saved state does not fit, or processes
+            read other examples.
     """
-    trainer = Trainer(
-        model,
-        step,
-        batches,
-        config=config,
-        log=log,
-        validate=validate,
-        run_folder=run_folder,
-        save_model=save_model,
-        after_update=after_update,
-        pace=pace,
-        variant=variant,
-        reseed=reseed,
-    )
-    return trainer.run()
+    with listen(announce_end if runtime.is_main() else None) as interruption:
+        trainer = Trainer(
+            model,
+            step,
+            batches,
+            config=config,
+            log=log,
+            validate=validate,
+            run_folder=run_folder,
+            save_model=save_model,
+            after_update=after_update,
+            after_skip=after_skip,
+            pace=pace,
+            variant=variant,
+            count=count,
+            products=products,
+            reseed=reseed,
+            interruption=interruption,
+        )
+        try:
+            state = trainer.run()
+        finally:
+            if run_folder is not None:
+                run_folder.finish_saving()
+    if state.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return state
 
 
 class Trainer:
@@ -124,17 +132,18 @@ class Trainer:
         run_folder: RunFolder | None,
         save_model: Callable[[Path], None] | None,
         after_update: Callable[[], None] | None,
+        after_skip: Callable[[], None] | None,
         pace: Pace | None,
         variant: Callable[[], Hashable] | None,
+        count: Count | None,
+        products: CountProducts | None,
         reseed: bool,
+        interruption: Interruption,
     ) -> None:
         self.model, self.batches, self.config, self.log, self.run_folder = model, batches, config, log, run_folder
-        self._validate, self._after_update, self.pace = validate, after_update, pace
+        self._validate, self.pace = validate, pace
+        self._after_update, self._after_skip, self._interruption = after_update, after_skip, interruption
         self.device = next(model.parameters()).device
-        self.alone = runtime.world_size() == 1
-        # On a CPU nothing runs ahead, so a bad loss is caught before it corrupts the weights; on a GPU it is seen when
-        # the meter is read.
-        self.checks_each_loss = self.device.type == "cpu" and self.alone
 
         self.limit = len(batches) // config.accumulation * config.accumulation
         if self.limit == 0:
@@ -145,6 +154,7 @@ class Trainer:
         updates_per_epoch = self.limit // config.accumulation
         self.total, self.seconds = _bound_run(config, updates_per_epoch, pace)
         known = self.total if pace is None else None
+        self.backward = Backward(model, step, config, self.device, variant, count)  # may replace the parameters
         self.optimizer, self.schedule = build_optimizer(model, config.optim, known, per_epoch=updates_per_epoch)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         if config.optim.plateau is not None and validate is None:
@@ -155,12 +165,16 @@ class Trainer:
             runtime.seed_everything(config.seed + runtime.rank())
 
         self.state = State()
-        if run_folder is not None and run_folder.has_last:
-            self.state, self.position = run_folder.load_last(model, self.optimizer, self.average)
+        if run_folder is not None and from_main(run_folder.has_last):
+            self.state, self.position = run_folder.load_last(
+                model, self.optimizer, self.average, accumulation=config.accumulation, seed=config.seed
+            )
             batches.load_state_dict(self.position)
+            self.position = batches.state_dict()
         else:
             batches.epoch = 0
             self.position = batches.state_dict()
+        require_equal(self.position)
         if run_folder is not None:
             epochs = None if known is None else known // updates_per_epoch - self.state.epoch
             mend = " Or keep fewer models: --set 'train.keep=[\"best\"]'." if "epochs" in config.keep else ""
@@ -169,71 +183,93 @@ class Trainer:
         self.kept = KeptModels(run_folder, config, model, self.average, save_model)
         self.epoch, self.lr = self.state.epoch + 1, 0.0  # of the last update; epochs count from 1
 
-        self.backward = Backward(model, step, config, self.device, variant)
-        self.meter = Meter(self.state.sums)
+        self.meter = Meter(self.state.sums, self.device, config.precision, products)
         self.began, self.elapsed_before = time.monotonic(), self.state.elapsed
         self.reported = self.began
+        self.guard = FiniteGuard(config, model, self.device, None if run_folder is None else run_folder.path)
+        self.agreement = Agreement(self._look)
         self.share = self._measure_share()
 
     def run(self) -> State:
         """Next batch, forward, backward, clip, step, log, validate, save, until there is a reason to stop."""
         self._start()
+        try:
+            self._run_epochs()
+        except NotFiniteError as error:
+            raise (error if self.guard.checks else self.guard.keep_late(self.batches, error)) from None
+        finally:
+            self.agreement.close()
+        return self.state
+
+    def _run_epochs(self) -> None:
         reason = self._find_reason_to_stop()
         while not reason:
             if self.pace is not None:
                 self.limit = len(self.batches)
-            pairs = move_ahead(_with_positions(self.batches, self.limit - self.state.batch), self.device)
-            epoch_ended = False
-            while not reason and not epoch_ended:
-                reached = self._accumulate_gradients(pairs)
-                self._update_weights()
-                epoch_ended = self._advance(reached)
-                self._log_if_due()
-                self._keep_epoch_if_due(epoch_ended)
-                self._validate_if_due(epoch_ended)
-                self._save_if_due()
-                reason = self._find_reason_to_stop()
+            fetched = fetch(self.batches, self.limit - self.state.batch, self.meter)
+            with contextlib.closing(move_ahead(fetched, self.device)) as pairs:
+                epoch_ended = False
+                while not reason and not epoch_ended:
+                    reached = self._make_update(pairs)
+                    epoch_ended = self._advance(reached)
+                    self._log_if_due()
+                    self._keep_epoch_if_due(epoch_ended)
+                    self._validate_if_due(epoch_ended)
+                    self._save_if_due()
+                    reason = self._find_reason_to_stop()
         self._conclude(reason)
-        return self.state
 
     def _start(self) -> None:
         runtime.keep_freed_memory()
         step, elapsed = self.state.step, self.state.elapsed
         self.log.start(step, self.total, seconds=self.seconds)
-        if step:
+        for note in () if self.run_folder is None else self.run_folder.notes:
+            self.log.event(note, step=step)
+        if step and self.run_folder is not None:
             whole = f"of {self.total}" if self.seconds is None else f"after {elapsed:.0f} of {self.seconds:.0f} s"
-            self.log.event(f"resumed at step {step} {whole}", step=step)
+            self.log.event(f"resumed at step {step} {whole}{self.run_folder.resumed_by}", step=step)
+        if self.config.shard and runtime.world_size() == 1:
+            self.log.event("one process has nobody to share the model with: train.shard does nothing", step=step)
+        self.meter.announce(self.log, self.run_folder, step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
 
-    def _accumulate_gradients(self, pairs: Iterator[tuple[tuple[Any, Any], dict[str, Any]]]) -> dict[str, Any]:
-        """Forward and backward of an update's micro-batches; returns the position of the batches after them."""
-        with self.meter.waiting():
-            taken = [next(pairs) for _ in range(self.config.accumulation)]
-        items = [item for item, _ in taken]
-        generators = capture_generators() if self.checks_each_loss and self.run_folder is not None else None
+    def _make_update(self, pairs: Iterator[Fetched]) -> dict[str, Any]:
+        """Forward and backward of an update's micro-batches, and the step of the optimiser; returns the position of the
+        batches after them."""
+        fetched = [next(pairs) for _ in range(self.config.accumulation)]
+        items = [one.pair for one in fetched]
+        self.guard.begin(self.state.step + 1, self.epoch, fetched)
         self.backward.begin(items)
-        for number, item in enumerate(items, 1):
-            loss = self.backward(item, last=number == len(items))
-            if self.checks_each_loss and not math.isfinite(loss.value.item()):
-                self._fail_before_update(loss, generators)
-            self.meter.add(self.state.step + 1, loss, count_examples(item))
-        return taken[-1][1]
+        losses = [self.backward(item, last=number == len(items)) for number, item in enumerate(items, 1)]
+        alarm = self.agreement.exchange(alarm=self.guard.finds_bad_loss(losses))
+        self.backward.finish()
+        if alarm or self.guard.finds_bad_gradient():
+            self._skip_update(losses)
+        else:
+            for one, loss in zip(fetched, losses, strict=True):
+                self.meter.add(self.state.step + 1, loss, count_examples(one.pair), one.flops)
+            self._update_weights()
+        return fetched[-1].after
 
-    def _fail_before_update(self, loss: Loss, generators: Mapping[str, Any] | None) -> NoReturn:
-        """Save the state before the update whose loss is not finite, and raise."""
-        self.meter.read(self.state.step)
-        self._write_last(generators)
-        raise not_finite(
-            self.state.step + 1,
-            mean_parts(loss),
-            "The weights were not updated by it; the saved state, if there is a run folder, is the one before it.",
-        )
+    def _skip_update(self, losses: Sequence[Loss]) -> None:
+        """Leave an update out that is not finite, or save the state before it and raise."""
+        try:
+            found = self.guard.refuse(losses)
+        except NotFiniteError:
+            self.meter.read(self.state.step)
+            self._write_last(self.guard.generators)
+            raise
+        self.model.zero_grad(set_to_none=True)
+        self.state.skipped += 1
+        self.log.event(found, step=self.state.step + 1)
+        if self._after_skip is not None:
+            self._after_skip()
 
     def _update_weights(self) -> None:
+        self.guard.accept()
         level = self.state.plateau.level
         self.lr = apply_schedule(self.optimizer, self.schedule, self.state.step, self.share, level=level)
-        self.backward.finish()
         clip_gradients(self.optimizer, self.config.optim)
         self.optimizer.step()
         if self.average is not None:
@@ -255,23 +291,22 @@ class Trainer:
 
     def _log_if_due(self) -> None:
         self.log.advance(self.state.step, self._measure_elapsed())
-        if self.state.step % self.config.log_every == 0 or self._is_complete() or self._is_line_overdue():
+        if self.state.step % self.config.log_every == 0 or self._is_complete() or self.agreement.signs.line_overdue:
             self.reported = time.monotonic()
             self.meter.read(self.state.step)
+            if not self.state.sums.steps:  # every update since the last line was left out
+                return
             if note := self.backward.take_note():
                 self.log.event(note, step=self.state.step)
-            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch)
+            epoch = self.epoch if self.pace is None else self.pace.epoch(self.state.batch // self.config.accumulation)
             self.meter.report(self.log, self.state, epoch=epoch, lr=self.lr, seconds=self._measure_elapsed())
 
     def _keep_epoch_if_due(self, epoch_ended: bool) -> None:
         if epoch_ended and self.kept.keeps_epochs:
             self.meter.read(self.state.step)
-            self.kept.keep_epoch(self.epoch)
+            with self.backward.whole():
+                self.kept.keep_epoch(self.epoch)
             self.meter.skip()
-
-    def _is_line_overdue(self) -> bool:
-        limit = self.config.log_seconds
-        return limit is not None and self.alone and time.monotonic() - self.reported >= limit
 
     def _validate_if_due(self, epoch_ended: bool) -> None:
         every = self.config.validate_every
@@ -280,7 +315,8 @@ class Trainer:
         else:
             due = self.state.step % every == 0
         if self._validate is not None and due and not self._is_complete():  # the end of the run validates by itself
-            self._score(self._validate, self.epoch)
+            with self.backward.whole():
+                self._score(self._validate, self.epoch)
 
     def _score(self, validate: Callable[[], Mapping[str, float]], epoch: int) -> None:
         """Validate the model, and keep its weights: as the best if they are the best so far, as the last anyway. The
@@ -288,20 +324,20 @@ class Trainer:
         state, name = self.state, self.config.metric
         self.meter.read(state.step)
         share_statistics(self.model)
-        scores, averaged = _evaluate(self.model, validate), {}
+        scores, averaged = evaluate(self.model, validate), {}
         if self.average is not None:
             with self.average.in_place_of_model():
-                averaged = _evaluate(self.model, validate)
+                averaged = evaluate(self.model, validate)
         prefixed = {f"averaged_{key}": score for key, score in averaged.items()}
-        epoch = epoch if self.pace is None else self.pace.epoch(state.batch)
+        epoch = epoch if self.pace is None else self.pace.epoch(state.batch // self.config.accumulation)
         self.log.valid(step=state.step, epoch=epoch, scores={**scores, **prefixed})
         state.validated = state.step
         if state.batch == 0:  # at the end of an epoch a validation may change what follows
             self.position = self.batches.state_dict()
-        if _improves(scores, state, self.config):
+        if improves(scores, state, self.config):
             self.kept.keep_best()
             self.log.event(f"step {state.step}: best {name} so far, {state.best:.4f}", step=state.step)
-        if averaged and _is_better(averaged[name], state.averaged_best, self.config.direction):
+        if averaged and is_better(averaged[name], state.averaged_best, self.config.direction):
             state.averaged_best, state.averaged_best_step = averaged[name], state.step
             self.kept.keep_average()
             self.log.event(f"step {state.step}: best averaged {name} so far, {averaged[name]:.4f}", step=state.step)
@@ -318,6 +354,8 @@ class Trainer:
             )
 
     def _save_if_due(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.check_saving()
         due = self.state.step % self.config.save_every == 0 or self.state.validated == self.state.step
         if due and not self._is_complete():  # at the end of the run, once its validation is in the state
             self._save_last()
@@ -329,39 +367,58 @@ class Trainer:
         self.saved_at = self.state.step
         self.meter.skip()
 
+    def _save_last_once(self) -> None:
+        if self.saved_at != self.state.step:
+            self._save_last()
+
     def _write_last(self, generators: Mapping[str, Any] | None = None) -> None:
         if self.run_folder is not None:
+            config = self.config
             self.run_folder.save_last(
-                self.model, self.optimizer, self.state, self.position, generators, average=self.average
-            )
+                self.model, self.optimizer, self.state, self.position, generators, average=self.average,
+                accumulation=config.accumulation, keep=config.keep_states, in_background=config.save_in_background,
+            )  # fmt: skip
 
     def _find_reason_to_stop(self) -> str:
-        """finished, patience, max_seconds, or nothing."""
-        config, state = self.config, self.state
+        """finished, patience, max_seconds, terminated, interrupted, or nothing."""
+        signs = self.agreement.signs
         if self._is_complete():
             return "finished"
-        if config.patience is not None and state.stale > config.patience:
+        if self.config.patience is not None and self.state.stale > self.config.patience:
             return "patience"
-        # Processes must agree, which costs a wait: they do so only when they log
-        if config.max_seconds is not None and (self.alone or state.step % config.log_every == 0):
-            return "max_seconds" if from_main(time.monotonic() - self.began >= config.max_seconds) else ""
-        return ""
+        return signs.asked or ("max_seconds" if signs.time_over else "")
+
+    def _look(self) -> Signs:
+        """What this process sees now."""
+        now, config = time.monotonic(), self.config
+        return Signs(
+            asked=self._interruption.asked,
+            time_over=config.max_seconds is not None and now - self.began >= config.max_seconds,
+            line_overdue=config.log_seconds is not None and now - self.reported >= config.log_seconds,
+            elapsed=self._measure_elapsed(),
+        )
 
     def _conclude(self, reason: str) -> None:
         """Validate the final weights unless the run is to be resumed, save what is not saved yet, and say why it
         ended."""
         state, config = self.state, self.config
-        if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
-            if self.pace is not None:
-                self.pace.finish()
-            self._score(self._validate, state.epoch + (state.batch > 0))
-            self.saved_at = -1
-        elif state.best is None:
-            self.kept.keep_best()
-            self.kept.keep_average()
-        self.kept.keep_last(self.state.step)
-        if self.saved_at != state.step:
-            self._save_last()
+        if reason in ("terminated", "interrupted"):  # who asks may not wait for more than the state
+            self._save_last_once()
+            how = "SIGTERM" if reason == "terminated" else "Ctrl-C"
+            self.log.event(f"stopped by {how} at {self._describe_step()}; resume with --resume", step=state.step)
+            state.stopped = reason
+            return
+        with self.backward.whole():
+            if self._validate is not None and reason != "max_seconds" and state.validated < state.step:
+                if self.pace is not None:
+                    self.pace.finish()
+                self._score(self._validate, state.epoch + (state.batch > 0))
+                self.saved_at = -1
+            elif state.best is None:
+                self.kept.keep_best()
+                self.kept.keep_average()
+            self.kept.keep_last(self.state.step)
+        self._save_last_once()
         if reason == "patience":
             self.log.event(
                 f"stopped: no better {config.metric} for {state.stale} validations; "
@@ -369,12 +426,18 @@ class Trainer:
                 step=state.step,
             )
         elif reason == "max_seconds":
-            step = f"step {state.step} of {self.total}" if self.seconds is None else f"step {state.step}"
             self.log.event(
-                f"stopped after {config.max_seconds:.0f} s at {step}; resume with --resume",
+                f"stopped after {config.max_seconds:.0f} s at {self._describe_step()}; resume with --resume",
                 step=state.step,
             )
+        if state.skipped:
+            self.log.event(
+                f"{state.skipped} updates were left out because a loss or a gradient was not finite", step=state.step
+            )
         state.stopped = reason
+
+    def _describe_step(self) -> str:
+        return f"step {self.state.step}" + (f" of {self.total}" if self.seconds is None else "")
 
     def _measure_elapsed(self) -> float:
         """Seconds spent on the run, earlier parts of a resumed one included."""
@@ -384,8 +447,8 @@ class Trainer:
         """Share of the run that has passed, by its pace or by the main process's clock; None where the number of
         updates bounds it."""
         if self.pace is not None:
-            return self.pace.share(self.state.batch)
-        return None if self.seconds is None else from_main(self._measure_elapsed() / self.seconds)
+            return self.pace.share(self.state.batch // self.config.accumulation)
+        return None if self.seconds is None else self.agreement.signs.elapsed / self.seconds
 
     def _is_complete(self) -> bool:
         if self.pace is not None and self.pace.complete:
@@ -423,51 +486,3 @@ def _bound_run(config: TrainConfig, updates_per_epoch: int, pace: Pace | None) -
     if config.max_steps is None and config.seconds is not None:
         return None, config.seconds
     return config.max_steps or config.epochs * updates_per_epoch, None
-
-
-def _with_positions(batches: Batches, limit: int) -> Iterator[tuple[tuple[Any, Any], dict[str, Any]]]:
-    """The next `limit` pairs of the epoch, each with the position after it."""
-    iterator = iter(batches)
-    for number in range(limit):
-        try:
-            item = next(iterator)
-        except StopIteration:
-            raise DataError(
-                f"the loader promised {limit} more batches in this epoch but gave {number}. "
-                "Its length and its iteration disagree."
-            ) from None
-        position = batches.state_dict()
-        if number == limit - 1 and isinstance(iterator, Generator):
-            # The last batches may be dropped; the loader must release them before the next epoch is set
-            iterator.close()
-        yield item, position
-
-
-def _evaluate(model: nn.Module, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-    """Scores in evaluation mode; what validation draws does not change the training after it."""
-    generators = capture_generators()
-    model.eval()
-    try:
-        return from_main({name: float(score) for name, score in validate().items()})
-    finally:
-        model.train()
-        restore_generators(generators)
-
-
-def _improves(scores: Mapping[str, float], state: State, config: TrainConfig) -> bool:
-    """Whether the scores are the best so far; records it in the state."""
-    if config.metric not in scores:
-        raise ConfigError(
-            f"train.metric is {config.metric!r}, but validation reports no such score. {nearest(config.metric, scores)}"
-        )
-    score = scores[config.metric]
-    better = _is_better(score, state.best, config.direction)
-    if better:
-        state.best, state.best_step, state.stale = score, state.step, 0
-    else:
-        state.stale += 1
-    return better
-
-
-def _is_better(score: float, best: float | None, direction: Literal["max", "min"]) -> bool:
-    return not math.isnan(score) and (best is None or (score > best if direction == "max" else score < best))

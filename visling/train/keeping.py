@@ -9,7 +9,8 @@ from torch import nn
 
 from visling.train.averaging import WeightAverage
 from visling.train.config import TrainConfig
-from visling.train.state import RunFolder, save_weights
+from visling.train.state import RunFolder
+from visling.train.weights import save_weights
 
 
 class KeptModels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +21,46 @@ from rich.text import Text
 from visling import damage, runtime
 from visling.errors import DataError, RunError
 from visling.train.loggers import Logger
+
+WIDTH = 120
+"""Columns that a line of text should not exceed."""
+
+TIMED = frozenset({"examples_per_second", "data_wait", "memory", "utilisation", "seconds"})
+"""Fields of a training line that depend on the machine and what else it does: all others are the same in a run that is
+repeated or resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """How a run used its machine, or machines, since the last line; validation and saving are left out."""
+
+    examples_per_second: float
+    """Of all processes together."""
+    data_wait: float
+    """Share of the time in which a process waited for its loader, of the one that waited longest: the others wait for
+    it."""
+    memory: int | None
+    """Bytes at the peak (`memory.take_peak_memory`), of the process with most; None = the system does not say."""
+    utilisation: float | None
+    """Matrix products that the batches needed, per second, over `product_rate`; None = what they need is not known."""
+    product_rate: float | None
+    """Operations a second of all processes together (`rate.measure_rate`); None = not measured."""
+
+    def describe(self, unit: str) -> tuple[str, str, str]:
+        """In words: everything, the same without the measured rate, and the speed alone.
+
+        Args:
+            unit: what an example is called.
+        """
+        number = self.examples_per_second
+        speed = f"{number:.{0 if number >= 10 else 1}f} {unit}/s"
+        most = f"{speed}  waits {self.data_wait:.0%}"
+        if self.memory is not None:
+            most += f"  {self.memory / 1e9:.1f} GB"
+        if self.utilisation is None or self.product_rate is None:
+            return most, most, speed
+        most += f"  {self.utilisation:.0%}"
+        return f"{most} of {format_rate(self.product_rate)}", most, speed
 
 
 class Log:
@@ -85,11 +127,11 @@ class Log:
         loss: float,
         parts: Mapping[str, float],
         lr: float,
-        examples_per_second: float,
+        machine: Machine,
         seconds: float,
         seconds_per_step: float,
     ) -> None:
-        """One training line.
+        """One training line; the fields are those of docs/log_lines.md.
 
         Args:
             epoch: number, from 1, of the epoch that the step belongs to.
@@ -98,6 +140,7 @@ class Log:
             seconds: spent on the run so far.
             seconds_per_step: recent mean, from which the time left is estimated.
         """
+        used = {field: value for field, value in dataclasses.asdict(machine).items() if field in TIMED}
         self._write(
             kind="train",
             step=step,
@@ -105,27 +148,36 @@ class Log:
             loss=loss,
             parts=dict(parts),
             lr=lr,
-            examples_per_second=examples_per_second,
+            **used,
             seconds=seconds,
         )
         inner = "  ".join(f"{name} {value:.4g}" for name, value in parts.items()) if len(parts) > 1 else ""
-        speed = f"{examples_per_second:.{0 if examples_per_second >= 10 else 1}f} {self._unit}/s"
-        text = f"epoch {epoch}  loss {loss:.4g}  {f'({inner})  ' if inner else ''}lr {lr:.2e}  {speed}"
+        full, short, speed = machine.describe(self._unit)
+        start, rate = f"epoch {epoch}  loss {loss:.4g}  ", f"lr {lr:.2e}  "
         if self._bar is not None:
             at = "" if self._seconds is None else f"step {step}  "
-            short = f"{at}loss {loss:.4g}"
-            plain = f"{at}epoch {epoch}  loss {loss:.4g}  lr {lr:.2e}  {speed}"
+            plain = f"{at}{start}{rate}"
+            least = f"{at}loss {loss:.4g}"
+            whole = f"{at}{start}{f'({inner})  ' if inner else ''}{rate}"
             self.advance(step, seconds)
-            self._bar.update(self._task, metrics=(at + text, plain, f"{short}  {speed}", short))
-        elif self._seconds is not None:
-            left = duration(max(self._seconds - seconds, 0.0))
-            self._say(f"{min(seconds / self._seconds, 1.0):.0%}  step {step}  {text}  {left} left")
+            self._bar.update(
+                self._task,
+                metrics=(
+                    whole + full, whole + short, plain + full, plain + short, plain + speed,
+                    f"{least}  {speed}", least,
+                ),
+            )  # fmt: skip
         else:
-            left = duration(((self._total or step) - step) * seconds_per_step)
-            self._say(f"step {step}/{self._total}  {text}  {left} left")
-        self._scalars(
-            "train", step, {"loss": loss, "lr": lr, **{f"part/{name}": value for name, value in parts.items()}}
-        )
+            if self._seconds is not None:
+                left = duration(max(self._seconds - seconds, 0.0))
+                at = f"{min(seconds / self._seconds, 1.0):.0%}  step {step}  "
+            else:
+                left = duration(((self._total or step) - step) * seconds_per_step)
+                at = f"step {step}/{self._total}  "
+            self._say(_lay_out(f"{at}{start}", inner, rate, (full, short), f"  {left} left"))
+        numbers = {name: value for name, value in used.items() if value is not None}
+        inner_numbers = {f"part/{name}": value for name, value in parts.items()}
+        self._scalars("train", step, {"loss": loss, "lr": lr, **inner_numbers, **numbers})
 
     def valid(self, *, step: int, epoch: int, scores: Mapping[str, float]) -> None:
         """One validation line."""
@@ -162,6 +214,10 @@ class Log:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
         except OSError as error:
+            if self._file is not None:  # what it still holds cannot be written either
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._file = None
             raise RunError(
                 f"cannot write the log {self.path}: {error}. Free space or fix permissions, then resume with --resume."
             ) from error
@@ -252,6 +308,34 @@ def cut(path: Path, step: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def _lay_out(start: str, inner: str, rate: str, used: Sequence[str], end: str) -> str:
+    """A line of text that is no wider than `WIDTH` if that can be: with fewer words on the machine, or with the parts
+    of the loss on lines of their own.
+
+    Args:
+        inner: parts of the loss, two spaces apart; empty = none.
+        used: how the machine was used, in words and in fewer.
+    """
+    if inner:
+        for words in used:
+            line = f"{start}({inner})  {rate}{words}{end}"
+            if len(line) <= WIDTH:
+                return line
+    lines = [f"{start}{rate}{words}{end}" for words in used]
+    whole = [next((line for line in lines if len(line) <= WIDTH), lines[-1])]
+    for part in inner.split("  ") if inner else ():
+        if len(whole) > 1 and len(whole[-1]) + 2 + len(part) <= WIDTH:
+            whole[-1] += f"  {part}"
+        else:
+            whole.append(f"  {part}")
+    return "\n".join(whole)
+
+
+def format_rate(rate: float) -> str:
+    """Operations a second as people write them."""
+    return f"{rate / 1e12:.3g} TFLOP/s"
 
 
 def duration(seconds: float) -> str:

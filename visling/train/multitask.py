@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Any
 
 from visling.errors import ConfigError, RunError
-from visling.train.engine import Batches
+from visling.train.batches import Batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,10 +284,11 @@ class TurnBatches:
 
     Args:
         loaders: task -> its batches.
+        accumulation: batches per update, which all are of one task.
     """
 
-    def __init__(self, loaders: Mapping[str, Batches], turns: Turns) -> None:
-        self.loaders, self.turns = loaders, turns
+    def __init__(self, loaders: Mapping[str, Batches], turns: Turns, accumulation: int = 1) -> None:
+        self.loaders, self.turns, self.accumulation = loaders, turns, accumulation
         self._epoch = self._done = 0
         self._taken = dict.fromkeys(loaders, 0)
         """Task -> batches of its loader's epoch that have been handed out."""
@@ -307,22 +308,23 @@ class TurnBatches:
         self._epoch, self._done = value, 0
 
     def __len__(self) -> int:
-        """Updates of the stretch."""
-        return len(self.turns.stretch)
+        """Batches of the stretch."""
+        return len(self.turns.stretch) * self.accumulation
 
     def __iter__(self) -> Iterator[tuple[Any, tuple[str, Any]]]:
-        for _, name in self.turns.stretch[self._done :]:
+        for number in range(self._done, len(self)):
+            _, name = self.turns.stretch[number // self.accumulation]
             batch, targets = self._next(name)
             self._done += 1
             yield batch, (name, targets)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position of all tasks after the last pair that was handed out."""
+        """Position of all tasks after the last update whose batches were handed out, counted in updates."""
         return {
             "epoch": self._epoch,
-            "done": self._done,
+            "done": self._done // self.accumulation,
             "turns": self.turns.state_dict(),
-            "taken": dict(self._taken),
+            "taken": {name: taken // self.accumulation for name, taken in self._taken.items()},
             "loaders": {name: loader.state_dict() for name, loader in self.loaders.items()},
         }
 
@@ -337,7 +339,8 @@ class TurnBatches:
                 f"cannot resume: the run was started with the tasks {', '.join(saved)}, now they are "
                 f"{', '.join(self._taken)}. Resume with the same tasks in the same order."
             )
-        self._epoch, self._done, self._taken = state["epoch"], state["done"], dict(state["taken"])
+        self._epoch, self._done = state["epoch"], state["done"] * self.accumulation
+        self._taken = {name: taken * self.accumulation for name, taken in state["taken"].items()}
         self.turns.load_state_dict(state["turns"])
         self._open = {}
         for name, loader in self.loaders.items():

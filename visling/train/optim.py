@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visling.errors import ConfigError, refuse
+from visling.shards import is_spread, local_parts, norms
 from visling.train.schedule import Plateau, Schedule, ScheduleName
 
 
@@ -201,7 +202,8 @@ class ReleaseAdamW(Optimizer):
                     size *= math.sqrt(1 - beta2 ** (done + 1)) / (1 - beta1 ** (done + 1))
                 _apply_adamw(self, bucket, group, lr=size, decay=0.0)
                 if group["weight_decay"] > 0:
-                    torch._foreach_add_(bucket, bucket, alpha=-lr * group["weight_decay"])
+                    weights = local_parts(bucket)
+                    torch._foreach_add_(weights, weights, alpha=-lr * group["weight_decay"])
         return loss
 
 
@@ -212,8 +214,16 @@ def clip_each(grads: Sequence[Tensor], norm: float) -> None:
         VisualBERT release: clip_grad_norm_ per parameter, min(1, norm / (its norm + 1e-6)).
     """
     if grads:
-        factors = (norm / (torch.stack(torch._foreach_norm(list(grads))) + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(list(grads), list(factors.unbind()))
+        factors = (norm / (norms(grads) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(local_parts(grads), list(factors.unbind()))
+
+
+def clip_together(grads: Sequence[Tensor], norm: float) -> None:
+    """Scale all gradients, in place, by one factor to a joint norm of at most `norm`, as torch's `clip_grad_norm_`
+    does."""
+    if grads:
+        factor = (norm / (torch.linalg.vector_norm(norms(grads)) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(local_parts(grads), factor)
 
 
 def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> None:
@@ -223,7 +233,7 @@ def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> None:
         positions = [position for group in optimizer.param_groups for position in group["positions"]]
         parameters = [parameter for _, parameter in sorted(zip(positions, parameters, strict=True), key=itemgetter(0))]
     if config.clip in ("global", "global_in_order"):
-        nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
+        clip_together([p.grad for p in parameters if p.grad is not None], config.clip_norm)
     elif config.clip == "per_tensor" and not isinstance(optimizer, BertAdam):
         clip_each([p.grad for p in parameters if p.grad is not None], config.clip_norm)
 
@@ -340,7 +350,9 @@ def _build(groups: list[dict[str, Any]], config: OptimConfig, schedule: Schedule
             groups, config.lr, betas=config.betas, eps=config.eps, bias_correction=config.bias_correction
         )
     if config.name == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=True)
+        spread = any(is_spread(parameter) for group in groups for parameter in group["params"])
+        # PyTorch's fused kernel does not take tensors that are spread
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=not spread, foreach=spread)
     return torch.optim.AdamW(groups, config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -394,10 +406,10 @@ def _apply_adamw(optimizer: Optimizer, bucket: list[Tensor], group: dict[str, An
     This is torch's fused AdamW after infinitely many updates, when its bias corrections are exactly 1.
     """
     torch._fused_adamw_(
-        bucket,
-        [p.grad for p in bucket if p.grad is not None],
-        [optimizer.state[p]["mean"] for p in bucket],
-        [optimizer.state[p]["square"] for p in bucket],
+        local_parts(bucket),
+        local_parts(p.grad for p in bucket if p.grad is not None),
+        local_parts(optimizer.state[p]["mean"] for p in bucket),
+        local_parts(optimizer.state[p]["square"] for p in bucket),
         [],
         [torch.full((), math.inf, device=bucket[0].device)] * len(bucket),
         lr=lr,

@@ -1,45 +1,63 @@
-"""Forward and backward of a micro-batch; the mean of gradients over processes."""
+"""Forward and backward of a micro-batch; exact averages over micro-batches and processes.
+
+A loss is a weighted sum of averages, each a sum over positions, rows or examples divided by how many there are
+(`types.Term`). What an update minimises is that of all its micro-batches on all processes together: every sum over all
+of them, divided by every count over all of them. The mean of their means is another number as soon as their counts
+differ, and then the result of a run depends on how its batches are divided.
+
+With one micro-batch per process the counts come with the forward pass, and are added up over processes before backward.
+With several, the first backward would need the counts of forward passes still to come, so they are derived from the
+targets beforehand (`Count`). With one process and one micro-batch the loss is minimised as it is.
+
+What does not depend on how an update is divided, and what does
+    Examples, their order, what is masked in them, and the queue of region contrast are the same row for row; losses and
+    weights are equal up to the rounding of sums in another order.
+    Dropout is drawn for whole tensors, from a generator per process (`train.seed` + rank): with dropout, the losses of
+    two divisions are two draws of one distribution. Noise keyed by the global example would need a generator per row.
+    On a CPU that is cheap, but fused attention drops inside its kernel, which takes one seed for all rows of a batch,
+    packed rows have no place of their own in a tensor, and on a GPU every row of every dropped tensor would be a kernel
+    of its own.
+    Negatives of ViLBERT's `visual_target` 2 are regions of the same micro-batch: other images stand beside an example
+    in another division. Batch norms that are trained measure the micro-batch too, and a detector draws its anchors from
+    the generator of its process.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from visling import runtime
 from visling.errors import ConfigError
 from visling.train.config import TrainConfig
 from visling.train.graphs import MOST_SHAPES, CudaRecorder, Parts, RecordedSteps
-from visling.types import Loss
+from visling.train.wrapping import wrap
+from visling.types import Loss, Term
 
 Step = Callable[[Any, Any], Loss]
 """Forward and loss of one micro-batch: `step(batch, targets)`."""
 
+Counts = Mapping[str, Tensor]
+"""Term of a loss -> scalar: what it divides by."""
+
+Count = Callable[[Any, Any], Counts]
+"""The counts of the loss of one micro-batch, from batch and targets alone."""
+
 
 class _Stepped(nn.Module):
-    """A step as a module, so that DistributedDataParallel sees all of it, loss and heads included."""
+    """A step as a module, so that what makes it parallel sees all of it, loss and heads included."""
 
     def __init__(self, model: nn.Module, step: Step) -> None:
         super().__init__()
         self.model = model
         self._step = step
 
-    def forward(self, *item: Any) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        loss = self._step(*item)
-        return loss.value, dict(loss.parts)
-
-
-_SYNC_BUFFERS = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
-"""The option that sends buffers at every step, as the installed PyTorch names it."""
+    def forward(self, *item: Any) -> Loss:
+        return self._step(*item)
 
 
 class Backward:
@@ -48,8 +66,9 @@ class Backward:
     Args:
         variant: what a step depends on in addition to its batch and the weights; None = it cannot be known, and steps
             are not recorded.
+        count: see `Count`; None = the counts are not known before the forward pass.
     Raises:
-        ConfigError: steps are to be recorded that cannot be.
+        ConfigError: steps are to be recorded that cannot be, or averages taken whose counts are not known in time.
     """
 
     def __init__(
@@ -59,6 +78,7 @@ class Backward:
         config: TrainConfig,
         device: torch.device,
         variant: Callable[[], Hashable] | None = None,
+        count: Count | None = None,
     ) -> None:
         means = choose_compilation(config, device, recordable=variant is not None)
         if means == "kernels":
@@ -66,19 +86,13 @@ class Backward:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
             step = torch.compile(step, dynamic=False)
         self._config, self._device = config, device
-        self._module = _Stepped(model, step)
-        self._parallel: DistributedDataParallel | None = None
-        if runtime.world_size() > 1 and device.type == "cuda":
-            options: dict[str, Any] = {_SYNC_BUFFERS: False}
-            # Gradients are views of the messages, which saves a copy of each and lets messages leave during backward.
-            # No static_graph: the weights of losses, paused tasks and text without images change what is trained.
-            self._parallel = DistributedDataParallel(
-                self._module,
-                find_unused_parameters=config.unused_parameters,
-                gradient_as_bucket_view=True,
-                **options,
-            )
-        self._counts: list[Tensor] = []
+        self._wrapped = wrap(_Stepped(model, step), config, device)
+        self._count: Count | None = None
+        """Called for the micro-batches of an update before it begins; None = no need."""
+        if config.normalise == "counts" and config.accumulation > 1:
+            self._count = _require_count(count, config.accumulation)
+        self._counts: Counts = {}
+        """Of the update, over all micro-batches and processes, where they are known before it begins."""
         self._recorded: RecordedSteps | None = None
         if means == "graphs":
             assert variant is not None
@@ -86,38 +100,52 @@ class Backward:
 
     def begin(self, items: Sequence[tuple[Any, Any]]) -> None:
         """Announce the micro-batches of the next update, in the order in which they come."""
+        if self._count is not None:
+            counted = [self._count(*item) for item in items]
+            own = {name: torch.stack([counts[name] for counts in counted]).sum() for name in counted[0]}
+            self._counts = _sum_counts(own)
 
     def __call__(self, item: tuple[Any, Any], *, last: bool) -> Loss:
-        with self._parallel.no_sync() if self._parallel is not None and not last else contextlib.nullcontext():
-            value, parts = self._run(item) if self._recorded is None else self._recorded(item)
-        if self._config.normalise == "counts":
-            self._counts.append(_get_only_count(parts))
+        """Forward and backward; returns the detached loss. Its mean over the micro-batches of the update and all
+        processes is what the update minimises."""
+        run = self._run if self._recorded is None else self._recorded
+        with self._wrapped.micro_step(last=last):
+            value, parts = run((item, self._counts))
         return Loss(value=value, parts=parts)
 
-    def _run(self, item: tuple[Any, Any]) -> tuple[Tensor, Parts]:
-        """Forward and backward; the detached loss and its parts."""
+    def _run(self, entry: tuple[tuple[Any, Any], Counts]) -> tuple[Tensor, Parts]:
+        """Forward and backward of a micro-batch with the counts that are known; the detached loss and its parts."""
+        item, counts = entry
         with runtime.autocast(self._device, self._config.precision):
-            value, parts = (self._module if self._parallel is None else self._parallel)(*item)
-        if self._config.normalise == "counts":
-            (value * _get_only_count(parts)).backward()
-        else:
-            (value / self._config.accumulation).backward()
-        return value.detach(), parts
+            loss: Loss = self._wrapped(*item)
+        value = self._average(loss, counts)
+        torch.autograd.backward(value / self._config.accumulation)
+        return value.detach(), dict(loss.parts)
+
+    def _average(self, loss: Loss, counts: Counts) -> Tensor:
+        """The loss of a micro-batch, as its value or over the counts of the whole update."""
+        config, processes = self._config, runtime.world_size()
+        if config.normalise == "micro_steps" or config.accumulation * processes == 1:
+            return loss.value
+        terms = _require_terms(loss)
+        if self._count is None:
+            counts = _sum_counts({name: term.count for name, term in terms.items()})
+        assert counts.keys() == terms.keys(), f"counted {sorted(counts)}, but the loss has {sorted(terms)}"
+        shares = [term.over(counts[name]) for name, term in terms.items()]
+        return torch.stack(shares).sum() * (config.accumulation * processes)
 
     def take_note(self) -> str:
         """What there is to say about recordings, once; else nothing."""
         return "" if self._recorded is None else self._recorded.take_note()
 
     def finish(self) -> None:
-        """Make the gradients those of the update: means over processes, divided by the update's counts if it is
-        normalised by them."""
-        if runtime.world_size() > 1 and self._parallel is None:
-            average_gradients(list(self._module.parameters()))
-        if self._counts:
-            grads = [p.grad for p in self._module.parameters() if p.grad is not None]
-            count = runtime.sum_over_processes(torch.stack(self._counts).sum())
-            torch._foreach_mul_(grads, (runtime.world_size() / count.clamp(min=1)).to(torch.float32))
-            self._counts = []
+        """Make the gradients those of the update: means over processes."""
+        self._wrapped.finish()
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the model's parameters are plain, complete tensors on every process: for validating and
+        saving. Every process must enter it."""
+        return self._wrapped.whole()
 
 
 def choose_compilation(
@@ -137,6 +165,11 @@ def choose_compilation(
         obstacle = "the messages of several processes are not recorded"
     elif not recordable:
         obstacle = "a step of this run takes another course each time"
+    if config.compile == "kernels" and config.shard and runtime.world_size() > 1:
+        raise ConfigError(
+            'train.compile = "kernels" joins the operations of several layers, but with train.shard each layer waits '
+            'for its parameters. Use train.compile = "no", or train.shard = false.'
+        )
     if config.compile == "graphs" and obstacle:
         raise ConfigError(f'train.compile = "graphs": {obstacle}. Use train.compile = "auto".')
     if config.compile == "auto":
@@ -155,31 +188,27 @@ def share_statistics(model: nn.Module) -> None:
                 torch.distributed.broadcast(buffer, src=0)
 
 
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their means over processes; one that a process lacks counts as zero, one that all lack
-    remains None.
-
-    On a CPU sending early, as DistributedDataParallel does, gains nothing, and one message per update is faster than
-    one for every few layers. It also avoids a rare failure there: with several threads in a process,
-    DistributedDataParallel was seen to lose its own state in backward.
-    """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    present = torch.tensor([float(parameter.grad is not None) for parameter in trained])
-    parts = [
-        torch.zeros(parameter.numel()) if parameter.grad is None else parameter.grad.float().flatten()
-        for parameter in trained
-    ]
-    message = torch.cat([present, *parts])
-    torch.distributed.all_reduce(message)
-    present, *sums = torch.split(message, [len(trained), *(parameter.numel() for parameter in trained)])
-    for parameter, total, owners in zip(trained, sums, present.tolist(), strict=True):
-        if owners:
-            parameter.grad = (total / runtime.world_size()).view_as(parameter).to(parameter.dtype)
+def _sum_counts(own: Counts) -> dict[str, Tensor]:
+    """Counts of this process -> sums over all processes, float64; one small message."""
+    everywhere = runtime.sum_over_processes(torch.stack([count.double() for count in own.values()]))
+    return dict(zip(own, everywhere.unbind(), strict=True))
 
 
-def _get_only_count(parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-    if len(parts) != 1:
+def _require_terms(loss: Loss) -> Mapping[str, Term]:
+    if loss.terms is None:
         raise ConfigError(
-            f'train.normalise = "counts" needs a loss with one part; found {sorted(parts)}. Use "micro_steps".'
+            f"the loss {', '.join(loss.parts)} is not known as sums and counts, so that its exact average over several "
+            "processes or micro-batches cannot be taken. Make it with Loss.mean or Loss.ratio, and add parts with "
+            '`reporting`; or use train.normalise = "micro_steps", the mean of their means.'
         )
-    return next(iter(parts.values()))[1]
+    return loss.terms
+
+
+def _require_count(count: Count | None, accumulation: int) -> Count:
+    if count is None:
+        raise ConfigError(
+            f'train.normalise = "counts" with train.accumulation = {accumulation} divides by counts of micro-batches '
+            "still to come, and in this run they are known only once a batch has gone through the model (a detector "
+            'draws there what it learns from). Use train.normalise = "micro_steps", or train.accumulation = 1.'
+        )
+    return count

@@ -8,8 +8,8 @@ from visling.train.config import TrainConfig
 
 
 def estimate_space(model: nn.Module, config: TrainConfig, epochs: int | None) -> int:
-    """Most bytes that a run's folder needs: two states (the old one is deleted when the new one is complete), the
-    models that are kept, and one that is about to replace another.
+    """Most bytes that a run's folder needs: the states that are kept, one that is being written before the oldest of
+    them is deleted, the models that are kept, and one that is about to replace another.
 
     Args:
         epochs: that are still to come; None = unknown, counted as one.
@@ -20,4 +20,5 @@ def estimate_space(model: nn.Module, config: TrainConfig, epochs: int | None) ->
     models = 2 + averages + ("best" in config.keep and "last" in config.keep)
     if "epochs" in config.keep:
         models += 1 if epochs is None else epochs
-    return int(2 * (weights + (2 + averages) * trained) + models * weights)
+    states = config.keep_states + 1
+    return int(states * (weights + (2 + averages) * trained) + models * weights)

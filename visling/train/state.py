@@ -1,47 +1,40 @@
 """A run's folder: what is kept, how it is written so that a kill loses nothing, and exact resume.
 
 Layout  run.json (what the run is); log.jsonl; model/ (the best or the last weights); models/ (others that are
-        kept: last/, averaged/, epoch-0001/, ...); last/ (everything needed to resume).
-Atomic  Every file is written under a temporary name, flushed to the disk and renamed. last/state.json names the files
-        that belong to it and is renamed last, so that at any moment it names one complete, consistent set.
-Safe    Weights are safetensors, the optimiser is a weights-only torch file, the rest is JSON. Nothing is unpickled
-        blindly.
+        kept: last/, averaged/, epoch-0001/, ...); last/ (states to resume from, see `train.saved_states`).
+Atomic  Every file is written under a temporary name, flushed to the disk and renamed; a state is a folder that is
+        renamed as a whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import datetime
-import json
-import os
-import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from visling import config as configs
-from visling import damage, runtime
+from visling import runtime
 from visling.errors import RunError
 from visling.train.averaging import WeightAverage
-from visling.train.claim import refuse_taken
-from visling.train.generators import capture_generators, restore_generators
+from visling.train.background import Background
+from visling.train.claim import LOCK, refuse_taken
+from visling.train.disk import explain_failure, flush, link_or_copy, read_json, write_json
+from visling.train.exchange import from_main, gather
+from visling.train.generators import capture_generators, restore_generators, seed_generators
+from visling.train.restarts import mark_begun
+from visling.train.saved_states import SavedStates
 from visling.train.schedule import PlateauState
-
-_T = TypeVar("_T")
-
-FORMAT = 1
-"""Version of the layout of last/."""
+from visling.train.snapshot import Snapshot, apply_state, collect_state
 
 
 @dataclass(kw_only=True)
@@ -56,6 +49,24 @@ class Sums:
     examples: int = 0
     seconds: float = 0.0
     """Training time, without validation and saving."""
+    waited: float = 0.0
+    """Of that, seconds in which this process waited for its loader."""
+    flops: float = 0.0
+    """Operations of the matrix products that the micro-steps need."""
+
+    def add(self, others: Iterable[Sums]) -> Sums:
+        """These sums and those of other processes; the times are those of this one."""
+        total = copy.deepcopy(self)
+        for other in others:
+            total.loss += other.loss
+            total.steps += other.steps
+            total.examples += other.examples
+            total.flops += other.flops
+            for name, (amount, count) in other.parts.items():
+                part = total.parts.setdefault(name, [0.0, 0.0])
+                part[0] += amount
+                part[1] += count
+        return total
 
 
 @dataclass(kw_only=True)
@@ -81,11 +92,22 @@ class State:
     """Step of the last validation."""
     logged: int = 0
     """Step of the last training line."""
+    skipped: int = 0
+    """Updates that were left out because they were not finite."""
     elapsed: float = 0.0
     """Seconds spent in all, earlier parts of a resumed run included."""
     sums: Sums = field(default_factory=Sums)
     stopped: str = ""
-    """Why `fit` returned: finished, patience or max_seconds."""
+    """Why `fit` returned: finished, patience, max_seconds, terminated or interrupted."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `fit` stopped early, and the run is to be resumed."""
+        return self.stopped in ("max_seconds", "terminated", "interrupted")
+
+
+_EMPTY = Snapshot(weights={}, ties={}, optimizer={}, averages=None)
+"""What other processes than the main one have of a state that it has read."""
 
 
 class RunFolder:
@@ -100,8 +122,14 @@ class RunFolder:
         self.averaged = self.models / "averaged"
         """The best averaged weights, of a run that averages them."""
         self.last = path / "last"
-        """State to resume from."""
+        """States to resume from."""
         self.log = path / "log.jsonl"
+        self.resumed_by = ""
+        """How the processes of a resumed run share its batches, if not as those that started it; for the log."""
+        self.notes: list[str] = []
+        """What the log is to say when training begins or is resumed."""
+        self._states = SavedStates(self.last)
+        self._saving = Background()
 
     @classmethod
     def create(cls, path: Path, *, resume: bool = False) -> RunFolder:
@@ -124,7 +152,7 @@ class RunFolder:
     @property
     def has_last(self) -> bool:
         """Whether there is a state to resume from."""
-        return (self.last / "state.json").exists()
+        return self._states.exist
 
     @property
     def holds_models(self) -> bool:
@@ -133,7 +161,13 @@ class RunFolder:
 
     def read(self) -> dict[str, Any]:
         """Contents of run.json."""
-        return _read_json(self.path / "run.json")
+        return read_json(self.path / "run.json")
+
+    def find_started_by(self) -> int:
+        """Processes that started the run, or those of now if there is no state to resume from. Every process must ask
+        for it."""
+        recorded = self.read().get("processes") if runtime.is_main() and self.has_last else None
+        return from_main(recorded) or runtime.world_size()
 
     def record(self, values: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> None:
         """Merge values into run.json.
@@ -159,7 +193,7 @@ class RunFolder:
                     f"{self.path} was started with other settings: {listed}. Resume with the same settings, or use "
                     "another --out."
                 )
-        _write_json(self.path / "run.json", {**recorded, **configs.to_dict(values)})
+        write_json(self.path / "run.json", {**recorded, **configs.to_dict(values)})
 
     def finish(self) -> None:
         """Record that the run has finished."""
@@ -185,7 +219,7 @@ class RunFolder:
         """
         if not runtime.is_main():
             return
-        with _explain_failure(self.path):
+        with explain_failure(self.path):
             part = folder.with_name(folder.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
             try:
@@ -193,15 +227,15 @@ class RunFolder:
                 write(part)
                 files = sorted(part.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name))
                 for file in files:
-                    _flush(file)
+                    flush(file)
                 if folder.exists():
                     for file in files:
                         file.replace(folder / file.name)
                 else:
-                    _flush(part)
+                    flush(part)
                     part.replace(folder)
-                _flush(folder)
-                _flush(folder.parent)
+                flush(folder)
+                flush(folder.parent)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
                 with contextlib.suppress(OSError):
@@ -217,15 +251,15 @@ class RunFolder:
             if self.models.is_dir()
             else []
         )
-        with _explain_failure(self.path):
+        with explain_failure(self.path):
             shutil.copytree(
                 source,
                 self.model / name,
                 dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part"),
+                ignore=shutil.ignore_patterns("last", "*.jsonl", "*.part", LOCK),
             )
             for folder in others:
-                shutil.copytree(self.model / name, folder / name, dirs_exist_ok=True, copy_function=_link_or_copy)
+                shutil.copytree(self.model / name, folder / name, dirs_exist_ok=True, copy_function=link_or_copy)
 
     def save_last(
         self,
@@ -236,227 +270,135 @@ class RunFolder:
         generators: Mapping[str, Any] | None = None,
         *,
         average: WeightAverage | None = None,
+        accumulation: int = 1,
+        keep: int = 2,
+        in_background: bool = False,
     ) -> None:
         """Save everything that `load_last` needs to resume exactly from here. Every process must call it.
 
         Args:
             position: the loader's `state_dict()`, JSON values only.
             generators: from `capture_generators`; None = their current state.
+            accumulation: micro-batches per update, in which `state.batch` counts.
+            keep: states that are kept, the newest.
+            in_background: write the files in a thread, from a copy; `check_saving` and `finish_saving` raise its
+                errors. The copy needs as much main memory as the files.
         Raises:
-            RunError: the disk is full or not writable; the previous state is left intact.
+            RunError: the disk is full or not writable, now or when the last state was written in the background; the
+                older states are left intact.
         """
-        everyone = gather(capture_generators() if generators is None else generators)
+        self.finish_saving()
+        everyone = gather((capture_generators() if generators is None else generators, state.sums))
+        snapshot = collect_state(model, optimizer, average, copied=in_background)
         if not runtime.is_main():
             return
-        with _explain_failure(self.path):
-            self.last.mkdir(exist_ok=True)
-            serial = _read_json(self.last / "state.json")["serial"] + 1 if self.has_last else 1
-            names = {"model": f"model-{serial:06d}.safetensors", "optimizer": f"optimizer-{serial:06d}.pt"}
-            if average is not None:
-                names["average"] = f"average-{serial:06d}.safetensors"
-            tensors, ties = _untie(model.state_dict())
-            try:
-                with _replace_file(self.last / names["model"]) as part:
-                    save_file(tensors, part)
-                if average is not None:
-                    with _replace_file(self.last / names["average"]) as part:
-                        save_file(_untie(average.state_dict())[0], part)
-                with _replace_file(self.last / names["optimizer"]) as part:
-                    torch.save(optimizer.state_dict(), part)
-                about = {
-                    "format": FORMAT,
-                    "serial": serial,
-                    "files": names,
-                    "ties": ties,
-                    "position": dict(position),
-                    "generators": everyone,
-                }
-                _write_json(self.last / "state.json", {**about, "state": dataclasses.asdict(state)})
-            finally:
-                self._sweep()
+        step, about = (
+            state.step,
+            {
+                "accumulation": accumulation,
+                "position": copy.deepcopy(dict(position)),
+                "generators": [generators for generators, _ in everyone],
+                "state": {
+                    **dataclasses.asdict(state),
+                    "sums": dataclasses.asdict(state.sums.add(sums for _, sums in everyone[1:])),
+                },
+            },
+        )
 
-    def _sweep(self) -> None:
-        """Delete the files in last/ that its state.json does not name."""
-        named = {"state.json", *_read_json(self.last / "state.json")["files"].values()} if self.has_last else set()
-        for file in self.last.iterdir():
-            if file.name not in named:
-                file.unlink()
+        def write() -> None:
+            with explain_failure(self.path):
+                self._states.write(step, snapshot, about, keep=keep)
+
+        if in_background:
+            self._saving.start(write)
+        else:
+            write()
+
+    def check_saving(self) -> None:
+        """Raise the `RunError` of a state that could not be written in the background; does not wait for one that is
+        being written."""
+        self._saving.check()
+
+    def finish_saving(self) -> None:
+        """Wait for the state that is being written in the background, and raise its `RunError`."""
+        self._saving.wait()
 
     def load_last(
-        self, model: nn.Module, optimizer: Optimizer, average: WeightAverage | None = None
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        average: WeightAverage | None = None,
+        *,
+        accumulation: int = 1,
+        seed: int = 0,
     ) -> tuple[State, dict[str, Any]]:
-        """Restore weights, their average, optimiser and generators; return progress and the loader's position.
+        """Restore weights, their average, optimiser and generators from the newest state that is undamaged; return
+        progress and the loader's position. Every
+        process must call it; the main one reads. What is wrong with newer states is added to `notes`.
 
+        Args:
+            accumulation: micro-batches per update, in which `state.batch` is to count.
+            seed: of the generators of processes that did not exist when the state was saved.
         Raises:
-            RunError: the state is damaged, has another layout, was saved by another number of processes, or does not
-                fit the model.
+            RunError: no state is undamaged, or it has another layout or does not fit the model.
         """
+        found, problem = None, ""
+        if runtime.is_main():
+            try:
+                found = self._states.read()
+            except RunError as error:
+                problem = str(error)
+        problem = from_main(problem)
+        if problem:
+            raise RunError(problem)
+        about: dict[str, Any] = from_main({} if found is None else found.about)
+        self.notes += [] if found is None else found.notes
         try:
-            about = _read_json(self.last / "state.json")
-            layout, names = about["format"], about["files"]
-            tensors = load_file(self.last / names["model"])
-            averages = {} if average is None else load_file(self.last / names["average"])
-            moments = torch.load(self.last / names["optimizer"], map_location="cpu", weights_only=True)
-        except (
-            OSError,
-            KeyError,
-            ValueError,
-            EOFError,
-            SafetensorError,
-            RuntimeError,
-            pickle.UnpicklingError,
-        ) as error:
-            raise RunError(
-                f"cannot read the saved state in {self.last}: {error}. Start again with another --out, or from the "
-                "weights in model/."
-            ) from error
-        if layout != FORMAT:
-            raise RunError(
-                f"{self.last} has layout {layout}; this version reads {FORMAT}. Finish the run with the version that "
-                "started it."
-            )
-        if len(about["generators"]) != runtime.world_size():
-            raise RunError(
-                f"{self.last} was saved by {len(about['generators'])} processes; this run has {runtime.world_size()}. "
-                "Resume with the same number."
-            )
-        try:
-            model.load_state_dict({**tensors, **{alias: tensors[kept] for alias, kept in about["ties"].items()}})
-            if average is not None:
-                average.load_state_dict(averages)
-            optimizer.load_state_dict(moments)
+            apply_state(_EMPTY if found is None else found.snapshot, model, optimizer, average)
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(
                 f"the saved state in {self.last} does not fit this model: {error}. Resume with the settings that the "
                 "run was started with."
             ) from error
-        restore_generators(about["generators"][runtime.rank()])
-        state = about["state"]
-        nested = {"sums": Sums(**state["sums"]), "plateau": PlateauState(**state.get("plateau", {}))}
-        return State(**{**state, **nested, "stopped": ""}), about["position"]
-
-
-def save_weights(folder: Path, model: nn.Module) -> None:
-    """Write a module's weights to model.safetensors in a folder, each tied tensor once."""
-    save_file(_untie(model.state_dict())[0], folder / "model.safetensors")
-
-
-def from_main(value: _T) -> _T:
-    """The main process's value on every process."""
-    if runtime.world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def gather(value: _T) -> list[_T]:
-    """Every process's value, by rank."""
-    if runtime.world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * runtime.world_size()
-    dist.all_gather_object(values, value)
-    return values
+        generators, rank = about["generators"], runtime.rank()
+        state = _read_state(about["state"], about["accumulation"], accumulation, processes=len(generators))
+        if rank < len(generators):
+            restore_generators(generators[rank])
+        else:
+            seed_generators(seed, state.step, rank)
+        return state, about["position"]
 
 
 def _claim(path: Path, resume: bool) -> None:
     refuse_taken(path, resume)
     _check_writable(path)
+    with explain_failure(path):
+        mark_begun(path)
     if not (path / "run.json").exists():
-        _write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
+        write_json(path / "run.json", {"status": "running", "started": _now(), "finished": None})
 
 
 def _check_writable(path: Path) -> None:
-    with _explain_failure(path):
+    with explain_failure(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
 
 
-@contextlib.contextmanager
-def _explain_failure(path: Path) -> Iterator[None]:
-    """Turn errors of writing into a RunError that says what to do; torch and safetensors have their own classes for a
-    full disk."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(
-            f"cannot write to {path}: {error} ({_describe_free_space(path)} free). What was saved before is intact. "
-            "Free space or fix permissions."
-        ) from error
+def _read_state(saved: Mapping[str, Any], accumulation_before: int, accumulation: int, *, processes: int) -> State:
+    """A saved state, with micro-steps as this run counts them: an update may have had others. The sums are those of all
+    processes together: the main process takes them over.
 
-
-def _describe_free_space(path: Path) -> str:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return f"{shutil.disk_usage(path).free / 1e9:.2f} GB"
-
-
-@contextlib.contextmanager
-def _replace_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which becomes `path` in one step, or is deleted on failure."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        _flush(part)
-        part.replace(path)
-        _flush(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    Path(target).unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's entries, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_json(path: Path, values: Any) -> None:
-    with _explain_failure(path.parent), _replace_file(path) as part:
-        part.write_text(
-            json.dumps(values, indent=None if path.name == "state.json" else 2, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = damage.parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {error}. It is damaged: start again in another --out.") from error
-    if not isinstance(values, dict):
-        raise RunError(f"{path} holds {type(values).__name__}, not a run's settings. Start again in another --out.")
-    return values
-
-
-def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors in main memory, tied ones once under their first name; and name -> first name of the others."""
-    first: dict[Any, str] = {}
-    kept, ties = {}, {}
-    for name, tensor in tensors.items():
-        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
-        if identity in first:
-            ties[name] = first[identity]
-            continue
-        first[identity] = name
-        value = tensor.detach().cpu().contiguous()
-        # safetensors refuses tensors that share a larger storage
-        alone = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-        kept[name] = value if alone else value.clone()
-    return kept, ties
+    Args:
+        processes: that saved it.
+    """
+    sums = Sums(**saved["sums"]) if runtime.is_main() else Sums()
+    before, now = processes * accumulation_before, runtime.world_size() * accumulation
+    if before != now:
+        sums.loss, sums.steps = sums.loss * now / before, sums.steps * now // before
+    nested = {"sums": sums, "plateau": PlateauState(**saved.get("plateau", {}))}
+    batch = saved["batch"] * accumulation // accumulation_before
+    return State(**{**saved, **nested, "batch": batch, "stopped": ""})
 
 
 def _now() -> str:

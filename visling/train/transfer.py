@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 _T = TypeVar("_T")
 
 
-def move_ahead(items: Iterable[_T], device: torch.device) -> Iterator[_T]:
+def move_ahead(items: Iterable[_T], device: torch.device) -> Generator[_T, None, None]:
     """Items with their tensors on the device; on a GPU the next one is copied while the current one is in use."""
     if device.type != "cuda":
         for item in items:

@@ -184,6 +184,10 @@ class RegionExtractor(nn.Module):
         features = self(pixels.images, to_pixels(boxes, size), mask, masks, image=pixels.row)
         return replace(regions, features=features[:, :-1], whole=features[:, -1]), None
 
+    def count(self, regions: Regions) -> Mapping[str, Tensor]:
+        """There is no loss, and nothing that it divides by."""
+        return {}
+
     def feature_map(self, images: Tensor) -> Tensor:
         """Feature map of the whole image: (B, 3, H, W) -> (B, C, H / 16, W / 16), sides rounded up."""
         return feature_map(self.stem, self.stages, images)

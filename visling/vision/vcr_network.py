@@ -213,6 +213,10 @@ class VcrNetwork(nn.Module):
             loss = Loss.mean("extractor_classes", wrong).scaled(self.config.class_weight)
         return replace(regions, features=features), loss
 
+    def count(self, regions: Regions) -> Mapping[str, Tensor]:
+        """What the loss of classes divides by, where it is weighted: the regions."""
+        return {"extractor_classes": regions.mask.sum()} if self.config.class_weight else {}
+
 
 def prepare_image(image: NDArray[np.uint8], config: VcrNetworkConfig, *, mirrored: bool = False) -> Tensor:
     """(3, H, W) of an RGB image (H', W', 3) as the network reads it: scaled to fit the canvas, mirrored if asked, and

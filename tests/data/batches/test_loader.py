@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -145,6 +146,71 @@ def test_processes_share_each_global_batch(world: int, shuffle: bool) -> None:
         sorted(batch) for batch in alone
     ]
     assert {len(share) for share in shares} == {len(alone)}
+
+
+def divide(world: int, parts: int, **settings: Any) -> list[Loader]:
+    """The loaders of processes that share global batches of 12."""
+    size = 12 // (world * parts)
+    return [
+        loader(batch_size=size, accumulation=parts, rank=rank, world_size=world, **settings) for rank in range(world)
+    ]
+
+
+def global_batches(loaders: list[Loader]) -> list[list[int]]:
+    """Examples of each global batch in its order, which a process has every so many-th of in each micro-batch."""
+    shares = [indices(made) for made in loaders]
+    parts = loaders[0].accumulation
+    assert {len(share) for share in shares} == {len(loaders[0])} == {len(shares[0]) // parts * parts}
+    batches = []
+    for first in range(0, len(shares[0]), parts):
+        members = [[share[first + part] for share in shares] for part in range(parts)]
+        batches.append(
+            [index for step in zip(*(one for part in members for one in part), strict=True) for index in step]
+        )
+    return batches
+
+
+@pytest.mark.parametrize(("world", "parts"), [(2, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 2), (4, 1), (12, 1), (1, 12)])
+@pytest.mark.parametrize("bucket", [1, 3])
+def test_a_global_batch_is_the_same_however_it_is_divided(world: int, parts: int, bucket: int) -> None:
+    (alone,) = divide(1, 1, bucket=bucket)
+    expected = global_batches([alone])
+    assert expected == indices(loader(batch_size=12, bucket=bucket))
+    assert len(expected) == 50 // 12
+    assert global_batches(divide(world, parts, bucket=bucket)) == expected
+
+
+def test_a_smaller_last_batch_is_divided_too() -> None:
+    loaders = divide(2, 3, drop_last=False, bucket=1)
+    shares = [indices(made) for made in loaders]
+    assert [len(share) for share in shares] == [len(made) for made in loaders] == [13, 13]  # 50 = 4 x 12 + 2
+    assert sorted(index for share in shares for batch in share for index in batch) == list(range(50))
+
+
+def test_another_division_resumes_after_a_global_batch_and_not_within_one() -> None:
+    whole = global_batches(divide(1, 1))
+    first = divide(1, 3)[0]
+    batches = first.batches_with_index()
+    for _ in range(6):
+        next(batches)
+    between = json.loads(json.dumps(first.state_dict()))
+    next(batches)
+    within = json.loads(json.dumps(first.state_dict()))
+    batches.close()  # type: ignore[attr-defined]
+    assert (between["batches"], between["updates"]) == (6, 2)
+    later = divide(2, 2)
+    for made in later:
+        made.load_state_dict(between)
+        assert made.position == 4
+    shares = [indices(made) for made in later]
+    assert [sorted(index for share in shares for part in share[at : at + 2] for index in part) for at in (0, 2)] == [
+        sorted(batch) for batch in whole[2:]
+    ]
+    with pytest.raises(ConfigError, match="within a global batch that 1 processes shared out in 3 micro-batches"):
+        later[0].load_state_dict(within)
+    again = divide(1, 3)[0]
+    again.load_state_dict(within)
+    assert again.position == 7
 
 
 def test_evaluation_over_processes_sees_every_example_once() -> None:
@@ -300,6 +366,8 @@ def test_the_first_batch_of_a_run_is_validated(monkeypatch: pytest.MonkeyPatch) 
     [
         ({"batch_size": 0}, "batch_size"),
         ({"bucket": 0}, "bucket"),
+        ({"accumulation": 0}, "accumulation"),
+        ({"count": 10, "accumulation": 3}, "accumulation = 3"),
         ({"count": 3}, "do not fill one batch of 4"),
     ],
 )

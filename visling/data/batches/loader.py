@@ -3,6 +3,10 @@
 A chunk is a few global batches' worth of examples. What they show is chosen, sorted by text length and cut into
 batches, which are then shuffled: rows of a batch have similar lengths, and nothing is padded for long. Every process
 goes through the same chunks, takes its share of each global batch, and lays out and masks no other texts.
+
+A global batch is what one update trains on: `batch_size` examples of each process in each of `accumulation`
+micro-batches. It is the unit of order, of sorting and of `drop_last`, so that the examples of an update and their order
+do not depend on how it is divided.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from numpy.typing import NDArray
 from visling import runtime
 from visling.data.batches.collate import Collator
 from visling.data.batches.examples import Source, as_batch_source
+from visling.data.batches.permutation import InOrder, Order, shuffle
 from visling.data.batches.workers import check_workers, explain_killed, spread
 from visling.data.text import TextLayout
 from visling.draws import KeyedDraws, Stream
@@ -42,11 +47,12 @@ class Loader:
     Args:
         collator: makes the batches of the examples.
         batch_size: examples per batch and process.
+        accumulation: batches of each process that make a global batch (training).
         drop_last: leave out the examples that do not fill a global batch; False yields them as a smaller batch.
         bucket: global batches that are sorted by length together; 1 keeps the order. None: 16 when shuffling, else 1.
-        deal: what processes share out. "examples": each global batch has batch_size examples for each of them
-            (training). "batches": whole batches of batch_size examples in turn, the same ones that one process alone
-            would make, so that results do not depend on the number of processes (evaluation).
+        deal: what processes share out. "examples": each global batch has batch_size examples for each of them in each
+            of its micro-batches (training). "batches": whole batches of batch_size examples in turn, the same ones that
+            one process alone would make, so that results do not depend on the number of processes (evaluation).
         order: numbers of all examples in the order in which they come where nothing is shuffled; None = as in the
             source.
         prefetch: batches prepared ahead by a background thread; 0 works in the caller's thread.
@@ -66,6 +72,7 @@ class Loader:
         *,
         batch_size: int,
         seed: int,
+        accumulation: int = 1,
         shuffle: bool = True,
         drop_last: bool = True,
         bucket: int | None = None,
@@ -81,14 +88,16 @@ class Loader:
         self.source, self.collator = as_batch_source(source), collator
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.bucket = (16 if shuffle else 1) if bucket is None else bucket
+        self.accumulation = accumulation
         self.deal, self.prefetch, self.pin = deal, prefetch, pin
-        self.order = np.arange(len(source)) if order is None else order
+        self.order: Order = InOrder(len(source)) if order is None else order
         self.workers, self.layout = workers, layout
         self.rank = runtime.rank() if rank is None else rank
         self.world_size = runtime.world_size() if world_size is None else world_size
         check_workers(workers)
         for name, value in (
             ("batch_size", batch_size),
+            ("accumulation", accumulation),
             ("bucket", self.bucket),
             ("world_size", self.world_size),
         ):
@@ -96,14 +105,16 @@ class Loader:
                 raise ConfigError(f"{name} must be at least 1; found {value}.")
         if drop_last and len(source) < self.global_size:
             raise ConfigError(
-                f"{len(source)} examples do not fill one batch of {self.global_size} ({self.world_size} processes): "
-                "no step would be taken. "
-                "Lower batch_size, or give more examples."
+                f"{len(source)} examples do not fill one batch of {self.global_size} ({self.world_size} processes, "
+                f"train.accumulation = {accumulation}): no step would be taken. "
+                "Use smaller batches or less accumulation, or give more examples."
             )
         self._checked = False
         self._epoch = 0
         self._start = 0
         self._yielded = 0
+        self.numbers: NDArray[np.int64] | None = None
+        """Of the examples in the batch that was handed out last."""
 
     @property
     def epoch(self) -> int:
@@ -119,7 +130,8 @@ class Loader:
         """Batches of an epoch in this process."""
         full, rest = divmod(len(self.source), self.global_size)
         if self.deal == "examples":
-            return full + (0 if self.drop_last else int(rest > self.rank))
+            begun = 0 if self.drop_last else len(range(self.rank, min(rest, self._stride), self.world_size))
+            return full * self.accumulation + begun
         every = full + (0 if self.drop_last else int(rest > 0))
         return len(range(self.rank, every, self.world_size))
 
@@ -142,20 +154,32 @@ class Loader:
                 for item in batches:
                     self._validate_first(item[1])
                     self._yielded += 1
+                    self.numbers = item[0]
                     yield item
         finally:
             batches.close()
             made.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Position: how many batches of which epoch were yielded, and what the order depends on."""
-        return {"epoch": self._epoch, "batches": self._yielded, **self._identity()}
+        """Position: how many batches and whole global batches of which epoch were yielded, and what the order depends
+        on."""
+        divided = [self.world_size, self.accumulation]
+        updates = self._yielded // self.accumulation
+        return {
+            "epoch": self._epoch,
+            "batches": self._yielded,
+            "updates": updates,
+            "divided": divided,
+            **self._identity(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where `state_dict` was taken: the next iteration begins with the batch that would have come next.
+        """Resume where `state_dict` was taken: the next iteration begins with the batch that would have come next. A
+        state after a whole global batch is also one of other numbers of processes and of micro-batches.
 
         Raises:
-            ConfigError: the state belongs to another seed, number of examples or batch size.
+            ConfigError: the state belongs to another seed, number of examples or global batch, or was taken within a
+                global batch that was divided in another way.
         """
         for key, here in self._identity().items():
             if state.get(key) != here:
@@ -163,13 +187,34 @@ class Loader:
                     f"cannot resume the loader: {key} was {state.get(key)!r}, now it is {here!r}. "
                     "Resume with the same data and settings, or begin a new run."
                 )
-        self._epoch, self._start = int(state["epoch"]), int(state["batches"])
-        self._yielded = self._start
+        updates, divided = int(state["updates"]), [self.world_size, self.accumulation]
+        begun = int(state["batches"]) - updates * state["divided"][1]
+        if begun and state["divided"] != divided:
+            raise ConfigError(
+                f"cannot resume the loader: the state was taken within a global batch that {state['divided'][0]} "
+                f"processes shared out in {state['divided'][1]} micro-batches each; now they are {divided[0]} and "
+                f"{divided[1]}. Resume with the numbers of then."
+            )
+        self.move_to(int(state["epoch"]), updates * self.accumulation + begun)
+
+    @property
+    def position(self) -> int:
+        """Batches of the epoch before the one with which the next iteration begins."""
+        return self._start
+
+    def move_to(self, epoch: int, batches: int) -> None:
+        """Let the next iteration begin after a number of batches of an epoch."""
+        self._epoch, self._start, self._yielded = epoch, batches, batches
 
     @property
     def global_size(self) -> int:
-        """Examples of a batch of all processes together."""
-        return self.batch_size * (self.world_size if self.deal == "examples" else 1)
+        """Examples of a global batch."""
+        return self.batch_size * (self._stride if self.deal == "examples" else 1)
+
+    @property
+    def _stride(self) -> int:
+        """Batches that a global batch is divided into."""
+        return self.world_size * self.accumulation
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -208,10 +253,9 @@ class _Epoch:
     def __init__(self, loader: Loader, epoch: int, stop: threading.Event) -> None:
         self.loader, self.epoch, self.stop = loader, epoch, stop
         count = len(loader.source)
-        order = loader.order
-        if loader.shuffle:
-            order = runtime.generator_for(loader.seed, epoch, _ORDER).permutation(count)
-        self.order: NDArray[np.int64] = order[: count - count % loader.global_size] if loader.drop_last else order
+        self.order = shuffle(count, loader.seed, epoch, _ORDER) if loader.shuffle else loader.order
+        self.count = count - count % loader.global_size if loader.drop_last else count
+        """Examples of the epoch; `drop_last` leaves out the last ones of the order."""
         self._chunk: tuple[int, list[NDArray[np.int64]], dict[int, Any]] = (-1, [], {})
         """Number of a chunk, its global batches, and what each of its examples shows."""
 
@@ -219,18 +263,23 @@ class _Epoch:
         loader = self.loader
         # Whole batches are dealt in turn: this process's batch k is batch rank + k * world_size of all.
         if loader.deal == "batches":
-            number = loader.rank + number * loader.world_size
+            number, part = loader.rank + number * loader.world_size, 0
+        else:
+            number, part = divmod(number, loader.accumulation)
         if loader.bucket == 1:
             members = self._take(number * loader.global_size, loader.global_size)
         else:
             members = self._prepare_chunk(number // loader.bucket)[number % loader.bucket]
-        share = members[loader.rank :: loader.world_size] if loader.deal == "examples" else members
+        if loader.deal == "examples":
+            share = members[loader.rank + loader.world_size * part :: loader.world_size * loader.accumulation]
+        else:
+            share = members
         shown = self._choose(share) if loader.bucket == 1 else self._chunk[2]
         examples = loader.source.lay_out([shown[index] for index in share.tolist()])
         return share, *loader.collator(examples, KeyedDraws(loader.seed, self.epoch, share))
 
     def _take(self, start: int, count: int) -> NDArray[np.int64]:
-        return self.order[start : start + count]
+        return self.order[start : min(start + count, self.count)]
 
     def _prepare_chunk(self, number: int) -> list[NDArray[np.int64]]:
         if self._chunk[0] != number:

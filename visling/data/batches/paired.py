@@ -63,12 +63,12 @@ class PairedLoader:
         """
         self.text.load_state_dict(state["text"])
         self.images.load_state_dict(state["images"])
-        self._start = int(state["images"]["batches"])
+        self._start = self.images.position
 
     def _text_from(self, number: int) -> Generator[Pair, None, None]:
         """Text batches from number `number` on, counted over all epochs; without end."""
         epoch, batches = divmod(number, len(self.text))
         while True:
-            self.text.load_state_dict({**self.text.state_dict(), "epoch": epoch, "batches": batches})
+            self.text.move_to(epoch, batches)
             yield from self.text
             epoch, batches = epoch + 1, 0

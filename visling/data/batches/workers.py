@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from visling.data.text import TextLayout
@@ -19,6 +20,10 @@ from visling.errors import ConfigError, RunError
 
 _AHEAD = 2
 """Batches that each process prepares ahead."""
+
+
+_SEMAPHORES, _SEMAPHORES_OF_EACH = 10, 5
+"""What the queues and events of a DataLoader have in shared memory, a page each: of all and of each process."""
 
 
 class ByNumber(Protocol):
@@ -48,8 +53,9 @@ def spread(
     Args:
         layout: whose count of cut rows is kept as if the items were made here.
     Raises:
-        RunError: a process was killed.
+        RunError: a process was killed, or none can be started for want of shared memory.
     """
+    _check_shared_memory(workers)
     guarded = _Guarded(items, layout)
     with warnings.catch_warnings():
         # Newer versions of Python warn that a process with threads is forked; ours hold no lock that the copy needs.
@@ -71,6 +77,20 @@ def spread(
     return _receive(made, layout)
 
 
+def _check_shared_memory(workers: int) -> None:
+    """Make, and forget, as many semaphores as the queues of so many processes have: where there is no room for them,
+    PyTorch's attempt would leave half an object behind."""
+    context = multiprocessing.get_context("fork")
+    try:
+        made = [context.Lock() for _ in range(_SEMAPHORES + _SEMAPHORES_OF_EACH * workers)]
+    except OSError as error:
+        raise RunError(
+            f"the {workers} processes that prepare batches cannot be started: {error}. They need shared memory "
+            "(/dev/shm): free some, or use workers=0."
+        ) from error
+    del made
+
+
 @dataclass(frozen=True)
 class _Made:
     item: Any
@@ -88,7 +108,9 @@ class _Guarded(Dataset[_Made]):
         before = self._count_cut()
         item, failed = None, None
         try:
-            item = self.items[number]
+            made = self.items[number]
+            _share_tensors(made)
+            item = made
         except Exception as error:
             failed = _make_portable(error)
         return _Made(item, failed, self._count_cut() - before)
@@ -133,6 +155,24 @@ def _receive(made: Any, layout: TextLayout | None) -> Generator[Any, None, None]
     finally:
         # It would end its processes when it is forgotten, but the traceback of an error may keep it.
         made._shutdown_workers()
+
+
+def _share_tensors(item: Any) -> None:
+    """Move an item's tensors into shared memory. A queue would do it in a thread of its own, which loses the item when
+    it fails: the run would wait for it for ever.
+
+    Raises:
+        RunError: there is no room.
+    """
+    try:
+        for leaf in pytree.tree_leaves(item):
+            if isinstance(leaf, torch.Tensor) and leaf.numel():
+                leaf.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise RunError(
+            f"no shared memory (/dev/shm) is left for batches: {error}. Free some and continue the run with --resume, "
+            "with fewer workers or workers=0."
+        ) from error
 
 
 def _make_portable(error: Exception) -> Exception:
