@@ -11,6 +11,7 @@ import io
 import math
 import mmap
 import pickle
+import re
 import sys
 import tokenize
 import zipfile
@@ -54,6 +55,31 @@ _BUILTINS: Mapping[str, Any] = {
 """Names of Python 2 and 3."""
 
 
+_KINDS = re.compile(r"[<>|=]?(?:[biufc]\d{1,2}|[SU]\d{1,9}|O[48]?|\?)")
+"""Types of numbers, texts and objects, as numpy writes them."""
+
+
+class _Kind:
+    """Type of an array. numpy's own takes a damaged state as it comes, and kills the process later."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if not isinstance(name, str) or not _KINDS.fullmatch(name):
+            raise pickle.UnpicklingError(f"it holds an array of type {name!r:.40}, which no data file needs")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, *parts = state
+        if any(part is not None for part in parts[:3]) or order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError("it holds an array of structures, which no data file needs")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+def _read_kind(kind: Any) -> np.dtype[Any]:
+    if not isinstance(kind, _Kind):
+        raise pickle.UnpicklingError("it holds an array without a type")
+    return kind.dtype
+
+
 class _CheckedArray(np.ndarray[Any, Any]):
     """An array of a pickle, whose numbers must be there before there is room made for them."""
 
@@ -61,11 +87,12 @@ class _CheckedArray(np.ndarray[Any, Any]):
         raise pickle.UnpicklingError("it makes an array without numbers")
 
     def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, _, content = state
+        version, shape, kind, order, content = state
+        dtype = _read_kind(kind)
         held = len(content) if dtype.hasobject else len(content) // max(dtype.itemsize, 1)
         if math.prod(shape) > held:
             raise ValueError(f"it has an array of shape {shape} with {held} entries")
-        super().__setstate__(state)
+        super().__setstate__((version, shape, dtype, order, content))
         _check_characters(self)
 
 
@@ -86,15 +113,22 @@ def _begin_array(*_: Any) -> Any:
     return np._core.multiarray._reconstruct(_CheckedArray, (0,), b"b")  # type: ignore[attr-defined]
 
 
-def _make_scalar(dtype: Any, content: Any) -> Any:
+def _make_scalar(kind: Any, content: Any) -> Any:
+    dtype = _read_kind(kind)
+    if dtype.hasobject or not isinstance(content, bytes | str):
+        raise pickle.UnpicklingError("it holds a number that is an object")
     return np._core.multiarray.scalar(dtype, content)  # type: ignore[attr-defined]
+
+
+def _view_buffer(buffer: Any, kind: Any, shape: Any, order: Any) -> Any:
+    return np._core.numeric._frombuffer(buffer, _read_kind(kind), shape, order)  # type: ignore[attr-defined]
 
 
 _NUMPY = {
     ("numpy", "ndarray"): _CheckedArray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _Kind,
     ("numpy.core.multiarray", "_reconstruct"): _begin_array,
-    ("numpy.core.numeric", "_frombuffer"): np._core.numeric._frombuffer,  # type: ignore[attr-defined]
+    ("numpy.core.numeric", "_frombuffer"): _view_buffer,
     ("numpy.core.multiarray", "scalar"): _make_scalar,
 }
 
@@ -264,6 +298,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                 arrays = [member for member in archive.infolist() if member.filename.endswith(".npy")]
                 most = max(_LARGEST_MEMBER, path.stat().st_size)
                 for member in arrays:
+                    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                        raise ValueError(f"{member.filename} is compressed by method {member.compress_type}")
                     if member.file_size > most:
                         raise ValueError(f"{member.filename} unpacks to {member.file_size} bytes")
                 if (size := sum(member.file_size for member in arrays)) > most:
@@ -289,8 +325,9 @@ def _load_array(file: BinaryIO, place: str) -> NDArray[Any]:
             if not isinstance(array, np.ndarray) or array.shape != shape:
                 raise ValueError(f"its header says shape {shape}, its content is another")
             return array
-        needed, there = math.prod(shape) * dtype.itemsize, start + size - file.tell()
-        if needed > there:
+        count = math.prod(shape)
+        needed, there = count * dtype.itemsize, start + size - file.tell()
+        if needed > there or (count > 0 and not dtype.itemsize):
             raise ValueError(f"its header says shape {shape} of {dtype}, {needed} bytes, of which it has {there}")
         file.seek(start)
         plain: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)

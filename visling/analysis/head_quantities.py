@@ -8,10 +8,10 @@ phrases_grounded             share of a data set's phrases whose best region it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from visling import damage
 from visling.analysis.encoding import EncodedRow, Encoding
 from visling.analysis.head_accuracy import FORMAT
 from visling.analysis.head_statistics import head_statistics
@@ -49,14 +49,14 @@ def read_grounding(file: Path) -> tuple[str, dict[str, list[float]]]:
         DataError: no such file, or it holds something else.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = damage.parse_json(file.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']!r}")
         shares = [[value / 100 for value in heads] for heads in found["phrases"]["accuracy"]]
         return str(found["checkpoint"]), dict(zip(found["layers"], shares, strict=True))
     except OSError as error:
         raise DataError(f"cannot read {file}: {error}. Give the alignment.json of this model.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except damage.LAYOUT as error:
         raise DataError(
             f"{file} is not what `visling analysis alignment` writes ({error}); expected {FORMAT}. Give the "
             "alignment.json of this model."

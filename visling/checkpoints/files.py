@@ -54,6 +54,9 @@ _PACKED: Mapping[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh"
 _LEAST_UNPACKED, _TIMES_UNPACKED = 1 << 26, 50
 """Most bytes that an archive may unpack to: so many, or so many times its own size. Weights shrink by a tenth."""
 
+_LONGEST_NAME = 300
+"""Letters of a class or a module."""
+
 _STYLE = re.compile(r"\x1b\[\d*m")
 """What sets letters of a message in bold."""
 
@@ -212,6 +215,8 @@ class _AnyName(Mapping[tuple[str, str], Any]):
         return True
 
     def __getitem__(self, name: tuple[str, str]) -> Any:
+        if max(map(len, name)) > _LONGEST_NAME:  # torch looks for it in its message, in a time that grows as its square
+            raise pickle.UnpicklingError(f"it names a class of {max(map(len, name))} letters")
         return _Inert
 
     def __iter__(self) -> Iterator[tuple[str, str]]:

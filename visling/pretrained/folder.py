@@ -330,6 +330,11 @@ def read_model_folder(path: Path) -> ModelFolder:
                 f"{answers} must hold an object with the settings and answers of the task; found a "
                 f"{type(state).__name__}. Is it a list of answers? visling convert takes one with --answers."
             )
+        if not isinstance(described["model"], str) or not isinstance(described["fingerprint"], str):
+            raise CheckpointError(
+                f"{folder / 'config.json'} must name the model and the fingerprint of its features; found "
+                f"{described['model']!r:.80} and {described['fingerprint']!r:.80}. Train or copy the model again."
+            )
         return ModelFolder(
             path=folder,
             model=described["model"],

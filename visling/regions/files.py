@@ -157,6 +157,8 @@ def committed_ids(path: Path) -> frozenset[str]:
         manifest = read_manifest(path)
         try:
             return frozenset(decode_ids(read_tensors(locate_file(path, manifest["index"]))["ids"]))
+        except FileNotFoundError as error:
+            raise explain_store(path, f"it lacks {error.filename}") from error
         except StoreError:
             raise
         except damage.LAYOUT as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from visling import damage
 from visling.errors import RunError
 
 
@@ -51,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: it cannot be read, or holds no object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = damage.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}. It is damaged: start again in another --out.") from error
     if not isinstance(values, dict):

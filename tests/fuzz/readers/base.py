@@ -11,6 +11,9 @@ from typing import Any
 
 from visling.data.annotations.tables import Table
 
+ARRAYS_MEMORY = 1 << 30
+"""Bytes for what is packed: the readers unpack up to 2^28 bytes of an image or of arrays, and copy them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reader:

@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 import torch
 from fuzz.promises import check_reader
-from fuzz.readers.base import Reader
+from fuzz.readers.base import ARRAYS_MEMORY, Reader
 
 from visling.regions.formats import open_reader
 
@@ -26,8 +26,6 @@ _BOXES = np.array([[0, 0, 20, 10], [1, 1, 21, 11]], np.float32)
 _FEATURES = np.arange(_COUNT * _WIDTH, dtype=np.float32).reshape(_COUNT, _WIDTH)
 _PROBS = np.full((_COUNT, _CLASSES), 0.25, np.float32)
 _LABELS, _SURE = np.array([1, 2]), np.array([0.5, 0.25], np.float32)
-_MEMBER_MEMORY = 1 << 30
-"""Bytes for an image that is packed: the readers unpack up to 2^28 bytes, and copy them."""
 
 
 def _encode(values: Any, kind: str = "<f4") -> str:
@@ -191,13 +189,13 @@ READERS = (
         "zip, VL-BERT",
         _write_zip(zipfile.ZIP_STORED, image_box_feature=_encode(_FEATURES[0])),
         _read("x.zip", "vlbert-json"),
-        least_memory=_MEMBER_MEMORY,
+        least_memory=ARRAYS_MEMORY,
     ),
     Reader(
         "zip, VL-BERT's Conceptual Captions",
         _write_zip(zipfile.ZIP_DEFLATED, classes=_encode(_PROBS)),
         _read("x.zip", "vlbert-cc-json"),
-        least_memory=_MEMBER_MEMORY,
+        least_memory=ARRAYS_MEMORY,
     ),
     Reader("LMDB, base64", _write_lmdb(_pickled(_VOLTA, _VOLTA | {"img_id": "9"})), _read("x.lmdb", "volta-lmdb")),
     Reader("LMDB, arrays", _write_lmdb(_pickled(_ARRAYS)), _read("x.lmdb", "vilbert-multitask-lmdb")),
@@ -209,8 +207,8 @@ READERS = (
     ),
     Reader("npy, MMF", _save_arrays, _read(".", "mmf-npy")),
     Reader("npy, ViLBERT", _save_dictionary, _read(".", "vilbert-multitask-npy")),
-    Reader("npz, MILVLG", _save_milvlg, _read(".", "milvlg-npz"), least_memory=_MEMBER_MEMORY),
-    Reader("npz, VisualBERT", _save_visualbert, _read(".", "visualbert-npz"), least_memory=_MEMBER_MEMORY),
+    Reader("npz, MILVLG", _save_milvlg, _read(".", "milvlg-npz"), least_memory=ARRAYS_MEMORY),
+    Reader("npz, VisualBERT", _save_visualbert, _read(".", "visualbert-npz"), least_memory=ARRAYS_MEMORY),
     Reader("features by torch, zip", _save_tensors(True), _read("x.th", "visualbert-th"), kind="zip"),
     Reader("features by torch, before 1.6", _save_tensors(False), _read("x.th", "visualbert-th")),
 )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fuzz.promises import check_texts
-from fuzz.readers.base import Reader, writes_all, writes_json, writes_lines, writes_text
+from fuzz.readers.base import ARRAYS_MEMORY, Reader, writes_all, writes_json, writes_lines, writes_text
 
 from visling.analysis.head_quantities import read_grounding
 from visling.analysis.run_files import RunFiles
@@ -20,6 +21,8 @@ from visling.runs.own_files import OwnFiles
 from visling.runs.retrieve import read_shortlist
 from visling.tasks.answers import read_predictions
 from visling.train import log
+from visling.train.saved_states import SavedStates
+from visling.train.snapshot import Snapshot
 from visling.train.state import RunFolder
 from visling.types import Record
 
@@ -64,6 +67,28 @@ def _read_predictions(folder: Path) -> None:
         check_texts([prediction.id])
 
 
+def _save_states(folder: Path) -> None:
+    states = SavedStates(folder / "last")
+    for step in (1, 2):
+        weights = {"a": torch.full((3,), float(step))}
+        optimizer = {
+            "state": {"a": {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}},
+            "groups": [{"params": ["a"]}],
+        }
+        snapshot = Snapshot(weights=weights, ties={"b": "a"}, optimizer=optimizer, averages=weights)
+        states.write(step, snapshot, {"state": {"step": step}, "position": {"epoch": 0}}, keep=2)
+
+
+def _read_states(folder: Path) -> None:
+    """A damaged state is passed over for the one before it, which is told."""
+    found = SavedStates(folder / "last").read()
+    step = found.about["state"]["step"]
+    assert found.snapshot.weights["a"].tolist() == [step] * 3
+    assert found.snapshot.averages is not None
+    assert found.snapshot.averages["a"].tolist() == [step] * 3
+    assert step == 2 or "the state of step 2 is left out" in found.notes[0]
+
+
 def _save_scores(folder: Path) -> None:
     np.savez(folder / "scores.npz", scores=np.zeros((2, 2)), images=np.array(["a", "b"]), texts=np.array(["1", "2"]))
 
@@ -102,6 +127,7 @@ READERS = (
         writes_json("run.json", _RUN),
         _read_own_files,
     ),
+    Reader("states, two of a run", _save_states, _read_states),
     Reader("runs, log.jsonl", writes_lines("log.jsonl", *_LOG), _read_log),
     Reader(
         "runs, everything for a report",
@@ -126,6 +152,6 @@ READERS = (
         ),
         lambda folder: check_texts([read_grounding(folder / "a.json")[0]]),
     ),
-    Reader("runs, scores of pairs", _save_scores, _read_scores),
+    Reader("runs, scores of pairs", _save_scores, _read_scores, least_memory=ARRAYS_MEMORY),
     Reader("CSV, a submission of VCR", writes_text("x.csv", _SUBMISSION), _read_submission),
 )

@@ -53,7 +53,7 @@ class GivenBoxes:
         """SHA-256 of all images and boxes."""
         digest = hashlib.sha256()
         for name, boxes in sorted(self.boxes.items()):
-            digest.update(f"{name} {len(boxes)} ".encode())
+            digest.update(f"{name} {len(boxes)} ".encode("utf-8", "surrogatepass"))
             digest.update(boxes.tobytes())
         return digest.hexdigest()
 
@@ -131,7 +131,7 @@ def _read_folder(folder: Path) -> GivenBoxes:
             raise DataError(f"{path} lists no boxes: expected one file of VCR's metadata for each image.")
         with Layout(path):
             size = (int(content.get("width") or 0), int(content.get("height") or 0))
-        rows = [_check_box(box[:4] if isinstance(box, list) else box, str(path)) for box in content["boxes"]]
+            rows = [_check_box(box[:4] if isinstance(box, list) else box, str(path)) for box in content["boxes"]]
         boxes[path.stem] = np.array(rows, np.float32).reshape(-1, 4)
         if all(size):
             sizes[path.stem] = size
