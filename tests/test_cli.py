@@ -245,7 +245,9 @@ def test_the_way_without_attributes(call: Call, world: Any) -> None:
     assert [
         {**one, "reason": one["reason"].partition(":")[0]} for one in trained.json()["unreadable_images"]
     ] == left_out
-    assert re.search(r"^step 2/4 .* images/s  waits \d+%  [\d.]+ GB  \d s left$", trained.err, flags=re.MULTILINE), trained.err
+    assert re.search(r"^step 2/4 .* images/s  waits \d+%  [\d.]+ GB  \d s left$", trained.err, flags=re.MULTILINE), (
+        trained.err
+    )
     scored = call(
         "detect", "eval", "images/val", "--annotations", "val.json", "--detector", "detector", "--json"
     ).json()
