@@ -75,8 +75,8 @@ def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[
             annotations = entries(content, "annotations", ("id", "image_id", "caption"), path)
             with Layout(path, "image") as at:
                 images = {}
-                for at.entry, about in enumerate(entries(content, "images", ("id", "file_name"), path)):
-                    images[about["id"]] = from_file_name(optional_text(about["file_name"]))
+                for at.entry, entry in enumerate(entries(content, "images", ("id", "file_name"), path)):
+                    images[entry["id"]] = from_file_name(optional_text(entry["file_name"]))
             listed.extend(image for image in images.values() if wanted is None or wanted(image))
             with Layout(path, "annotation") as at:
                 for at.entry, annotation in enumerate(annotations):
