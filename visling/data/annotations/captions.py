@@ -80,14 +80,14 @@ def read_captions(*paths: str | Path, most: int | None = None, wanted: Callable[
             listed.extend(image for image in images.values() if wanted is None or wanted(image))
             with Layout(path, "annotation") as at:
                 for at.entry, annotation in enumerate(annotations):
-                    about = images.get(annotation["image_id"])
-                    if about is None:
+                    image = images.get(annotation["image_id"])
+                    if image is None:
                         number, missing = annotation["id"], annotation["image_id"]
                         raise DataError(
                             f"{path}: caption {number} is about image {missing}, which the file's images do not list."
                         )
-                    if wanted is None or wanted(about):
-                        yield plain_id(annotation["id"]), about, optional_text(annotation["caption"])
+                    if wanted is None or wanted(image):
+                        yield plain_id(annotation["id"]), image, optional_text(annotation["caption"])
 
     return collect(rows(), images=listed, most=most)
 
