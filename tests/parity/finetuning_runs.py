@@ -256,11 +256,11 @@ def replay(
         found.accuracies.append(float(reached / count))
         return loss
 
-    def clip_and_note(optimizer: Any, config: Any) -> Any:
+    def clip_and_note(optimizer: Any, config: Any, known: Any) -> Any:
         gradients = [parameter.grad for parameter in named.values() if parameter.grad is not None]
         unseen.difference_update(name for name, parameter in named.items() if parameter.grad is not None)
         found.norms.append(float(nn.utils.get_total_norm(gradients)))
-        return clip_gradients(optimizer, config)
+        return clip_gradients(optimizer, config, known)
 
     def schedule_and_note(*arguments: Any, **named: Any) -> float:
         found.rates.append(apply_schedule(*arguments, **named))

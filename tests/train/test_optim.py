@@ -305,3 +305,22 @@ def test_bert_adam_counts_each_parameter_by_itself() -> None:
     optimizer.step()
     assert float(late.detach()) == 1.0  # its own first update has rate 0
     assert float(early.detach()) != 1.0
+
+
+@pytest.mark.parametrize("clip", ["global", "per_tensor"])
+@pytest.mark.parametrize("name", ["adamw", "bert_adam"])
+def test_known_norms_clip_as_measured_ones_and_are_used_once(name: Any, clip: Any) -> None:
+    config = OptimConfig(name=name, clip=clip, clip_norm=0.1)
+    trained = []
+    for known in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer, _ = build_optimizer(model, config, 10)
+        for _ in range(2):
+            model(torch.randn(5, 4)).square().sum().backward()
+            grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            clip_gradients(optimizer, config, {grad: grad.norm() for grad in grads} if known else None)
+            optimizer.step()
+            model.zero_grad()
+        trained.append(model.weight)
+    assert torch.equal(*trained)

@@ -267,10 +267,10 @@ class Trainer:
             self._after_skip()
 
     def _update_weights(self) -> None:
-        self.guard.accept()
+        norms = self.guard.accept()
         level = self.state.plateau.level
         self.lr = apply_schedule(self.optimizer, self.schedule, self.state.step, self.share, level=level)
-        clip_gradients(self.optimizer, self.config.optim)
+        clip_gradients(self.optimizer, self.config.optim, norms)
         self.optimizer.step()
         if self.average is not None:
             self.average.update()

@@ -134,6 +134,7 @@ class FiniteGuard:
         self._taken: Sequence[MicroBatch] = ()
         self._before: list[Tensor] = []
         self._in_a_row = 0
+        self._norms: Mapping[Tensor, Tensor] | None = None
         self.generators: Mapping[str, Any] | None = None
         """State before the update; None = nobody asks for it."""
 
@@ -154,11 +155,21 @@ class FiniteGuard:
         """Whether a gradient is not finite, if each update is looked at; the same on all processes, once gradients are
         those of the update."""
         grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        return self.checks and bool(grads) and not norms(grads).isfinite().all().item()
+        if not self.checks or not grads:
+            return False
+        measured = norms(grads)
+        self._norms = dict(zip(grads, measured.unbind(), strict=True))
+        return not measured.isfinite().all().item()
 
-    def accept(self) -> None:
-        """The update is applied."""
+    def accept(self) -> Mapping[Tensor, Tensor] | None:
+        """The update is applied.
+
+        Returns:
+            Norms of its gradients, if they were looked at.
+        """
         self._in_a_row = 0
+        measured, self._norms = self._norms, None  # gradients that are referred to would stay in memory
+        return measured
 
     def refuse(self, losses: Sequence[Loss]) -> str:
         """Undo what the forward passes of an update changed that must not be applied, and keep its batches. Every
@@ -171,6 +182,7 @@ class FiniteGuard:
         """
         for buffer, before in zip(self._statistics, self._before, strict=True):
             buffer.copy_(before)
+        self._norms = None
         self._in_a_row += 1
         bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss.value.item())]
         everywhere = gather(mean_parts(losses[bad[0]]) if bad else None)

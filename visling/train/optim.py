@@ -153,6 +153,8 @@ class BertAdam(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
+        self.known_norms: Mapping[Tensor, Tensor] | None = None
+        """Norms of the gradients of the next step, if they are known."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -161,9 +163,11 @@ class BertAdam(Optimizer):
         for group in self.param_groups:
             for done, bucket in _group_by_updates(self, group):
                 if self.max_grad_norm is not None:
-                    clip_each([p.grad for p in bucket if p.grad is not None], self.max_grad_norm)
+                    grads = [p.grad for p in bucket if p.grad is not None]
+                    clip_each(grads, self.max_grad_norm, self.known_norms)
                 factor = 1.0 if self.schedule is None else self.schedule(done)
                 _apply_adamw(self, bucket, group, lr=group["lr"] * factor, decay=group["weight_decay"])
+        self.known_norms = None
         return loss
 
 
@@ -207,35 +211,52 @@ class ReleaseAdamW(Optimizer):
         return loss
 
 
-def clip_each(grads: Sequence[Tensor], norm: float) -> None:
+def clip_each(grads: Sequence[Tensor], norm: float, known: Mapping[Tensor, Tensor] | None = None) -> None:
     """Scale each gradient, in place, to a norm of at most `norm`.
 
+    Args:
+        known: see `clip_gradients`.
     Source:
         VisualBERT release: clip_grad_norm_ per parameter, min(1, norm / (its norm + 1e-6)).
     """
     if grads:
-        factors = (norm / (norms(grads) + 1e-6)).clamp(max=1.0)
+        factors = (norm / (_find_norms(grads, known) + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(local_parts(grads), list(factors.unbind()))
 
 
-def clip_together(grads: Sequence[Tensor], norm: float) -> None:
+def clip_together(grads: Sequence[Tensor], norm: float, known: Mapping[Tensor, Tensor] | None = None) -> None:
     """Scale all gradients, in place, by one factor to a joint norm of at most `norm`, as torch's `clip_grad_norm_`
-    does."""
+    does.
+
+    Args:
+        known: see `clip_gradients`.
+    """
     if grads:
-        factor = (norm / (torch.linalg.vector_norm(norms(grads)) + 1e-6)).clamp(max=1.0)
+        factor = (norm / (torch.linalg.vector_norm(_find_norms(grads, known)) + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(local_parts(grads), factor)
 
 
-def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> None:
-    """Clip the gradients that an optimiser is about to use; a BertAdam that clips each tensor does so itself."""
+def clip_gradients(optimizer: Optimizer, config: OptimConfig, known: Mapping[Tensor, Tensor] | None = None) -> None:
+    """Clip the gradients that an optimiser is about to use; a BertAdam that clips each tensor does so itself.
+
+    Args:
+        known: norms of gradients, all or none; measuring them takes as long as reading all weights.
+    """
+    if isinstance(optimizer, BertAdam):
+        optimizer.known_norms = known
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if config.clip == "global_in_order":
         positions = [position for group in optimizer.param_groups for position in group["positions"]]
         parameters = [parameter for _, parameter in sorted(zip(positions, parameters, strict=True), key=itemgetter(0))]
     if config.clip in ("global", "global_in_order"):
-        clip_together([p.grad for p in parameters if p.grad is not None], config.clip_norm)
+        clip_together([p.grad for p in parameters if p.grad is not None], config.clip_norm, known)
     elif config.clip == "per_tensor" and not isinstance(optimizer, BertAdam):
-        clip_each([p.grad for p in parameters if p.grad is not None], config.clip_norm)
+        clip_each([p.grad for p in parameters if p.grad is not None], config.clip_norm, known)
+
+
+def _find_norms(grads: Sequence[Tensor], known: Mapping[Tensor, Tensor] | None) -> Tensor:
+    """(len(grads),) norm of each gradient."""
+    return torch.stack([known[grad] for grad in grads]) if known else norms(grads)
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
