@@ -113,7 +113,8 @@ def train(world: Path, recipe: str, settings: list[str]) -> Trained:
     training = run.build()
     if training.begin is not None:
         training.begin()
-    backward = Backward(training.model, training.step, config.train, torch.device("cpu"), training.variant)
+    device = torch.device("cpu")
+    backward = Backward(training.model, training.step, config.train, device, training.variant, training.count)
     optimizer, schedule = build_optimizer(training.model, config.train.optim, 100, per_epoch=10)
     average = WeightAverage(training.model, 0.9)
     runtime.seed_everything(7 + runtime.rank())
