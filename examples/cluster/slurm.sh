@@ -24,7 +24,8 @@ set -euo pipefail
 
 PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
 TORCHRUN=${VISLING:+$VISLING/bin/}torchrun
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${hosts%%$'\n'*}
 
 # The run's folder is what follows --out.
 out=
