@@ -27,6 +27,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ from visling.data.batches.masking import TokenMasking
 from visling.data.batches.permutation import MOST_LISTED, shuffle
 from visling.data.corpora.captions import SingleCaption
 from visling.data.text import TextLayout, Tokenizer
-from visling.regions.files import BOXES, FORMAT, INDEX, MANIFEST, SCHEMA, write_tensors
+from visling.regions.files import BOXES, FORMAT, INDEX, MANIFEST, SCHEMA, Field, hash_file, write_tensors
 from visling.regions.store import NativeStore
 from visling.types import Example, InputSpec, TextRow
 
@@ -187,16 +188,17 @@ def measure_order(count: int) -> dict[str, Any]:
     return {"examples": count, "start_seconds": start, "places_per_second": places / spent, "bytes": grown.peak}
 
 
-def measure_index(images: int, regions: int) -> dict[str, Any]:
-    """A store's index: its file, opening it, and asking for images in random order."""
+def measure_index(images: int) -> dict[str, Any]:
+    """A store's index: its file, opening it, and asking for images in random order. The images have no regions, of
+    which an index holds no more than their number."""
     with tempfile.TemporaryDirectory(prefix="visling-benchmark-") as folder:
         path = Path(folder)
         names = [f"{number:012d}" for number in range(images)]
         write_tensors(
             path / INDEX,
             {
-                "starts": np.arange(images, dtype=np.int64) * regions,
-                "counts": np.full(images, regions, np.int64),
+                "starts": np.zeros(images, np.int64),
+                "counts": np.zeros(images, np.int64),
                 "sizes": np.full((images, 2), (640, 480), np.int32),
                 "ids": np.frombuffer("\n".join(names).encode(), np.uint8),
             },
@@ -207,8 +209,8 @@ def measure_index(images: int, regions: int) -> dict[str, Any]:
         manifest = {
             "format": FORMAT, "schema": SCHEMA, "fingerprint": "none", "feature_size": 2048, "dtype": "float16",
             "class_names": [], "attribute_names": [], "settings": {}, "boxes": BOXES, "images": images,
-            "regions": images * regions, "fields": {}, "shards": [],
-            "index": {"file": INDEX, "bytes": size, "sha256": ""},
+            "regions": 0, "fields": {"features": asdict(Field("float16", 2048)), "boxes": asdict(Field("float32", 4))},
+            "shards": [], "index": {"file": INDEX, "bytes": size, "sha256": hash_file(path / INDEX)},
         }  # fmt: skip
         (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         with Grown() as grown:
@@ -286,7 +288,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "loader": [in_new_process(measure_loader, options, bucket) for bucket in (1, options.sorted_together)],
         "list": [in_new_process(measure_list, count) for count in options.lists],
         "order": in_new_process(measure_order, options.examples),
-        "index": [in_new_process(measure_index, count, options.regions) for count in options.images],
+        "index": [in_new_process(measure_index, count) for count in options.images],
         "annotations": [in_new_process(measure_captions, count) for count in options.captions],
         "saving": in_new_process(measure_saving, options),
     }
@@ -405,7 +407,6 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=64, help="timed after the first")
     parser.add_argument("--lists", type=int, nargs="+", default=[MOST_LISTED, 100_000_000], help="sizes of lists")
     parser.add_argument("--images", type=int, nargs="+", default=[1_000_000, 10_000_000], help="sizes of indexes")
-    parser.add_argument("--regions", type=int, default=36, help="regions per image")
     parser.add_argument("--captions", type=int, nargs="+", default=[200_000, 1_000_000], help="sizes of corpora")
     parser.add_argument("--state-mib", type=int, default=512, help="size of the state that is written")
     parser.add_argument("--repeats", type=int, default=3, help="of starts and of states")

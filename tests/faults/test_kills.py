@@ -30,9 +30,8 @@ from fixtures.commands import (
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 
 
-@pytest.mark.parametrize(
-    ("kills", "steps"), [(3, 150), pytest.param(50, 600, marks=pytest.mark.slow)], ids=["few", "many"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "steps"), [(3, 150), (50, 600)], ids=["few", "many"])
 def test_a_run_killed_at_random_moments_equals_the_undisturbed_one(
     world: Any, tmp_path: Path, record_property: Callable[[str, object], None], kills: int, steps: int
 ) -> None:

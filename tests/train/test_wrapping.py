@@ -50,15 +50,16 @@ def test_gradients_are_means_over_processes() -> None:
     assert run_processes(2, "gradients") == "means\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "processes", "settings"),
     [
         ("visualbert-scenes", 2, ("optim.name=bert_adam", "optim.clip=per_tensor")),
-        pytest.param("vlbert-scenes", 2, ("optim.name=release_adamw", "accumulation=2"), marks=pytest.mark.slow),
-        pytest.param("vilbert-scenes", 2, ("optim.name=adamw", "optim.clip=global_in_order"), marks=pytest.mark.slow),
-        pytest.param("lxmert-scenes", 4, ("optim.name=sgd", "accumulation=2"), marks=pytest.mark.slow),
-        pytest.param("lxmert-scenes", 2, ("optim.name=sgd", "precision=bf16"), marks=pytest.mark.slow),
-        pytest.param("cvlp-scenes", 4, ("optim.name=bert_adam", "optim.clip=global"), marks=pytest.mark.slow),
+        ("vlbert-scenes", 2, ("optim.name=release_adamw", "accumulation=2")),
+        ("vilbert-scenes", 2, ("optim.name=adamw", "optim.clip=global_in_order")),
+        ("lxmert-scenes", 4, ("optim.name=sgd", "accumulation=2")),
+        ("lxmert-scenes", 2, ("optim.name=sgd", "precision=bf16")),
+        ("cvlp-scenes", 4, ("optim.name=bert_adam", "optim.clip=global")),
     ],
 )
 def test_spread_models_are_trained_alike(world: Any, recipe: str, processes: int, settings: tuple[str, ...]) -> None:
