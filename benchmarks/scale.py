@@ -206,10 +206,11 @@ def measure_index(images: int) -> dict[str, Any]:
         asked = [names[number] for number in runtime.generator_for(SEED).integers(images, size=ASKED)]
         del names
         size = (path / INDEX).stat().st_size
+        fields = {"features": Field(dtype="float16", width=2048), "boxes": Field(dtype="float32", width=4)}
         manifest = {
             "format": FORMAT, "schema": SCHEMA, "fingerprint": "none", "feature_size": 2048, "dtype": "float16",
             "class_names": [], "attribute_names": [], "settings": {}, "boxes": BOXES, "images": images,
-            "regions": 0, "fields": {"features": asdict(Field("float16", 2048)), "boxes": asdict(Field("float32", 4))},
+            "regions": 0, "fields": {name: asdict(field) for name, field in fields.items()},
             "shards": [], "index": {"file": INDEX, "bytes": size, "sha256": hash_file(path / INDEX)},
         }  # fmt: skip
         (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
