@@ -321,22 +321,22 @@ def test_not_answers(tmp_path: Path, content: Any, message: str) -> None:
 # Size
 
 MEASURE = """
-import resource, sys
+import sys, torch
 from pathlib import Path
 from visling.data.annotations.gqa import read_gqa_split
-unit = 1 if sys.platform == "darwin" else 1024
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+from visling.train.memory import take_peak_memory
+before = take_peak_memory(torch.device("cpu"))
 records = read_gqa_split(Path(sys.argv[1]), "train_all")
-print(len(records), before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+print(len(records), before, take_peak_memory(torch.device("cpu")))
 """
 OFFICIAL = 14_305_356
 """Questions of train_all."""
-MOST = 2e9
-"""Bytes that reading them may take in all."""
+MOST = 2.5e9
+"""Bytes that reading them may take in all, by ten times what a tenth adds: buffers are counted ten times, too."""
 
 
 @pytest.mark.slow
-def test_the_largest_split_fits_into_two_gigabytes(tmp_path: Path) -> None:
+def test_the_largest_split_fits_into_two_and_a_half_gigabytes(tmp_path: Path) -> None:
     """Of a tenth of it: what a question takes, times as many as there are, and the interpreter."""
     number = OFFICIAL // 10
     folder = tmp_path / "train_all_questions"
