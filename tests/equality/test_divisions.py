@@ -5,10 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +13,7 @@ from typing import Any
 import pytest
 from fixtures import division
 from fixtures.division import GLOBAL_BATCH, STEPS, Job, carry_out_jobs
+from fixtures.groups import run_group
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -63,28 +60,8 @@ def divide(job: Job, accumulation: int) -> Job:
 
 def start(processes: int, jobs: Sequence[Job], out: Path, world: Any) -> None:
     """Carry out runs in a group of processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     asked = json.dumps([dataclasses.asdict(job) for job in jobs])
-    started = [
-        subprocess.Popen(
-            [sys.executable, division.__file__, str(out), str(world.scenes), str(world.regions), asked],
-            env={
-                **os.environ, "WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            },
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    try:
-        for process in started:
-            output, _ = process.communicate(timeout=900)
-            assert process.returncode == 0, output
-    finally:
-        for process in started:
-            process.kill()
+    run_group(processes, division.__file__, out, world.scenes, world.regions, asked, timeout=900)
 
 
 def read_trace(folder: Path, processes: int, accumulation: int) -> Trace:

@@ -72,7 +72,7 @@ def test_a_path_under_a_file(world: Any, tmp_path: Path, call: Call) -> None:
 def test_two_runs_started_into_one_folder(
     world: Any, whole: Path, tmp_path: Path, resume: bool, record_property: Callable[[str, object], None]
 ) -> None:
-    """One of them trains as if it were alone; the other is told who does."""
+    """One of them trains as if it were alone; the other names the process that does."""
     out = tmp_path / "run"
     line = command(pretrain_words(world, out, *STEPS))
     if resume:

@@ -29,7 +29,7 @@ def kill_at_random(
     `whole` took, and once to its end.
 
     Args:
-        is_begun: whether the command is to be told to continue what is there.
+        is_begun: whether something is there that the command should continue.
     """
     start = time.monotonic()
     ended = run(whole)

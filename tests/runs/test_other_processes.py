@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures import shared_runs
+from fixtures.groups import run_group
 
 from visling.train.log import read
 
@@ -23,25 +20,7 @@ pytestmark = pytest.mark.slow
 
 def share(count: int, parts: list[dict[str, Any]]) -> None:
     """Carry out parts of runs in a group of processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, shared_runs.__file__, json.dumps(parts)],
-            env={**group, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(count)
-    ]  # fmt: skip
-    try:
-        for process in started:
-            output, _ = process.communicate(timeout=400)
-            assert process.returncode == 0, output
-    finally:
-        for process in started:
-            process.kill()
+    run_group(count, shared_runs.__file__, json.dumps(parts), timeout=400)
 
 
 @pytest.fixture(scope="module")

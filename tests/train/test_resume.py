@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.groups import run_group
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -188,33 +187,7 @@ def test_a_killed_process_resumes_exactly(toy: ModuleType, whole: tuple[Path, An
 
 def run_processes(count: int, *arguments: object) -> None:
     """The program in a group of processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, PROGRAM, *map(str, arguments)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        for process in started:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output
-    finally:
-        for process in started:
-            process.kill()
+    run_group(count, PROGRAM, *arguments, timeout=120)
 
 
 def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:

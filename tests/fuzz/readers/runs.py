@@ -80,7 +80,7 @@ def _save_states(folder: Path) -> None:
 
 
 def _read_states(folder: Path) -> None:
-    """A damaged state is passed over for the one before it, which is told."""
+    """A damaged state is passed over, with a note, for the one before it."""
     found = SavedStates(folder / "last").read()
     step = found.about["state"]["step"]
     assert found.snapshot.weights["a"].tolist() == [step] * 3
