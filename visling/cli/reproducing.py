@@ -25,8 +25,8 @@ def reproduce(
         list[str],
         typer.Argument(
             metavar="CLAIM...",
-            help="Names of claims, as `visling reproduce list` shows them; `all`; or TOML files with claims of your own "
-            "(docs/claims.md).",
+            help="Names of claims, as `visling reproduce list` shows them; `all`; or TOML files with claims of your "
+            "own (docs/claims.md).",
         ),
     ],
     out: Annotated[
@@ -157,8 +157,8 @@ def _describe_result(found: Mapping[str, Any], out: Path) -> str:
     if found["status"] == "not run":
         needed = power["seeds_needed"] or "more than 1,000"
         return (
-            f"\n{claim['name']}: not run. To decide it takes {needed} seeds, about {power['minutes']:.0f} minutes, which "
-            "is more than the budget: raise --budget, or run fewer with --seeds N."
+            f"\n{claim['name']}: not run. To decide it takes {needed} seeds, about {power['minutes']:.0f} minutes, "
+            "which is more than the budget: raise --budget, or run fewer with --seeds N."
         )
     lines = [f"\n{claim['name']}: {found['verdict']}. {claim['statement']}"]
     for name, contrast in found["contrasts"].items():
