@@ -5,6 +5,7 @@ The rule is fixed before anything is run. Letters  n seeds, d = n - 1 degrees of
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -83,11 +84,14 @@ def count_seeds(deviation: float, size: float) -> int | None:
     Source:
         The smallest n with (t_d(0.975) + t_d(0.8)) x deviation / sqrt(n) <= size.
     """
-    for n in range(FEWEST_SEEDS, MOST_SEEDS + 1):
+
+    def are_enough(n: int) -> bool:
         factor = t_quantile((1 + CONFIDENCE) / 2, n - 1) + t_quantile(POWER, n - 1)
-        if factor * deviation <= size * math.sqrt(n):
-            return n
-    return None
+        return factor * deviation <= size * math.sqrt(n)
+
+    counts = range(FEWEST_SEEDS, MOST_SEEDS + 1)
+    first = bisect.bisect_left(counts, True, key=are_enough)  # more seeds than enough are enough
+    return counts[first] if first < len(counts) else None
 
 
 def t_quantile(probability: float, degrees: int) -> float:

@@ -40,12 +40,17 @@ class Size:
     detector_steps: int
     settings: tuple[str, ...] = ()
     """Of every training, after those of the claim."""
+    min_regions: int = 0
+    """Regions that an image has at least, whatever their confidence: a detector of few updates finds nothing."""
 
 
 SIZES: Mapping[str, Size] = {
     # Does it run; learns nothing
     "tiny": Size(
-        images=120, detector_steps=40, settings=("train.max_steps=3", "batch_size=8", "train.validate_every=100")
+        images=120,
+        detector_steps=20,
+        settings=("train.max_steps=3", "batch_size=8", "train.validate_every=100"),
+        min_regions=3,
     ),
     "small": Size(images=3000, detector_steps=450),
 }
@@ -87,6 +92,7 @@ class Worlds:
             "Turn every picture into regions",
             (regions / "manifest.json").exists(),
             "regions", "extract", place.data / "images", "--detector", detector, "--out", regions,
+            *(("--min-regions", self.size.min_regions) if self.size.min_regions else ()),
         )  # fmt: skip
         if place.store != regions and not (place.store / "manifest.json").exists():
             print(f"\n== Replace {world.label_noise:.0%} of the labels of these regions", flush=True)
