@@ -273,9 +273,38 @@ def carry_out(
     return not left
 
 
+class _Worker:
+    """A process of the pool. Once it is asked to end it leaves the pool of its own accord: a signal could come while it
+    holds the lock under which all of them wait for work, and the others would then wait for ever."""
+
+    def __init__(self, parent: Connection, end: Event) -> None:
+        self._end = end
+        self._at_work = threading.Lock()
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+        threading.Thread(target=self._await_end, daemon=True).start()
+
+    def work(self, run: Runnable) -> bool:
+        with self._at_work:
+            try:
+                return run.work()
+            finally:
+                if self._end.is_set():
+                    os._exit(0)
+
+    def _await_end(self) -> None:
+        self._end.wait()
+        if self._at_work.acquire(blocking=False):
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGTERM)  # training saves; whatever else it is doing ends
+
+
+_worker: _Worker | None = None
+"""This process, if it is one of a pool."""
+
+
 def _work(run: Runnable) -> bool:
-    """`Runnable.work` as a function, which a pool can be given."""
-    return run.work()
+    assert _worker is not None
+    return _worker.work(run)
 
 
 def _find_rest(until: float | None, end: Event) -> float | None:
@@ -319,18 +348,13 @@ def _start_workers(jobs: int) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
 
 def _prepare_worker(parent: Connection, end: Event) -> None:
     """Set up a worker: one thread for torch, and two that watch the parent."""
+    global _worker
     runtime.limit_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent passes it on
-    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
-    threading.Thread(target=_await_end, args=(end,), daemon=True).start()
+    _worker = _Worker(parent, end)
 
 
 def _watch_parent(parent: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         parent.recv()  # nothing is ever sent: this returns when the parent's end is closed
     os._exit(1)
-
-
-def _await_end(end: Event) -> None:
-    end.wait()
-    os.kill(os.getpid(), signal.SIGTERM)  # training saves; whatever else it is doing ends
