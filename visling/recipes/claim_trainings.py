@@ -1,0 +1,61 @@
+"""The runs of the papers' claims on drawn scenes. Claims share those that are equal, so each is written once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from visling.recipes.claim_configs import PLAIN, Arm, Training
+
+UPDATES = 2000
+"""Of a pre-training. The models learn which word belongs to which region somewhere between 700 and 1,800 updates; a
+run that stops before tells nothing but who was there first."""
+QUESTIONS = 4000
+"""On which VQA is fine-tuned, of the 20,000 of the world `plain`."""
+EPOCHS = 5
+STATEMENTS = 1200
+"""On which NLVR2 is fine-tuned: all or nearly all that the world `plain` has."""
+BATCH = 32
+"""Of all recipes on scenes."""
+UPDATES_PER_SECOND: Mapping[str, float] = {
+    "visualbert": 48.0,
+    "vlbert": 42.0,
+    "vilbert-baseline": 33.0,
+    "vilbert": 33.0,
+    "lxmert": 25.0,
+    "cvlp": 18.0,
+}
+"""Family -> of its recipe on scenes, measured on one core of an AMD EPYC on 2026-11-30; the baseline's is a guess."""
+
+
+def pretrain(family: str, *settings: str, world: str = PLAIN, updates: int = UPDATES) -> Training:
+    """A family's pre-training on captions."""
+    return Training(recipe=f"{family}-scenes", settings=(f"train.max_steps={updates}", *settings), world=world)
+
+
+def answer(family: str, *settings: str, world: str = PLAIN) -> Training:
+    """Fine-tuning on VQA."""
+    length = (f"train_limit={QUESTIONS}", f"train.epochs={EPOCHS}")
+    return Training(recipe=f"{family}-vqa-scenes", settings=(*length, *settings), world=world)
+
+
+def judge(family: str, *settings: str) -> Training:
+    """Fine-tuning on NLVR2, whose statements are too few for fewer epochs."""
+    return Training(
+        recipe=f"{family}-nlvr2-scenes", settings=(f"train_limit={STATEMENTS}", "train.epochs=20", *settings)
+    )
+
+
+def estimate_minutes(arms: Mapping[str, Arm]) -> float:
+    """Minutes of one seed on two cores: all updates of all different runs, at the rate of their family."""
+    runs = {arm.trainings[: count + 1] for arm in arms.values() for count in range(len(arm.trainings))}
+    return round(sum(_estimate_seconds(run[-1]) for run in runs) / 60 / 2, 1)
+
+
+def _estimate_seconds(training: Training) -> float:
+    values = dict(setting.split("=", 1) for setting in training.settings)
+    if "train.max_steps" in values:
+        updates = float(values["train.max_steps"])
+    else:
+        updates = int(values["train_limit"]) * int(values["train.epochs"]) / BATCH
+    family = max((name for name in UPDATES_PER_SECOND if training.recipe.startswith(f"{name}-")), key=len)
+    return updates / UPDATES_PER_SECOND[family]
