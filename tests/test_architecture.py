@@ -76,9 +76,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         "export", "verify",
     ),
     "recipes": (
-        "configs", "multitask_configs", "changes", "detectors", "scenes", "visualbert", "vlbert_tasks", "vlbert",
+        "configs", "multitask_configs", "claim_configs", "changes", "detectors", "scenes", "visualbert", "vlbert_tasks",
+        "vlbert",
         "vilbert_tasks", "vilbert", "vilbert_baseline", "lxmert", "cvlp", "own", "nlvr", "multitask", "releases",
-        "tables", "listing",
+        "tables", "single_stream_claims", "two_stream_claims", "claims", "listing",
     ),
     "runs": (
         "configure", "layer_products", "needed_products",
@@ -86,7 +87,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "detection_data", "detect", "question_scores", "objectives", "validate", "pretrain", "retrieve", "examples",
         "untrained", "evaluate",
         "finetune", "multitask",
-        "count_products", "typical_batch", "typical_task", "estimate", "jobs", "compare", "demo",
+        "count_products", "typical_batch", "typical_task", "estimate", "verdicts", "jobs", "compare", "demo",
+        "worlds", "claim_measures", "claim_runs", "reproduce",
     ),
 }  # fmt: skip
 """Packages whose files stand in a row: each may import those before it, none after it."""

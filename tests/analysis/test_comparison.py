@@ -4,12 +4,11 @@ page."""
 from __future__ import annotations
 
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.result_pages import Page, assert_stands_alone, read_cells
 
 from visling.analysis.comparison import write_comparison
 from visling.errors import RunError
@@ -74,34 +73,6 @@ def comparison() -> dict[str, Any]:
     }
 
 
-class Page(HTMLParser):
-    """Cells and texts of a page; fails on tags that do not match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.words: list[str] = []
-        self.rows: list[list[str]] = []
-        self.feed(text)
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes something else at {self.getpos()}"
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1].append(data)
-
-
 def written(folder: Path, found: dict[str, Any]) -> tuple[str, Page, str]:
     """Markdown, page and the page's source."""
     (folder / "comparison.json").write_text(json.dumps(found))
@@ -109,15 +80,6 @@ def written(folder: Path, found: dict[str, Any]) -> tuple[str, Page, str]:
     assert (text, page) == (folder / "comparison.md", folder / "comparison.html")
     source = page.read_text(encoding="utf-8")
     return text.read_text(encoding="utf-8"), Page(source), source
-
-
-def cells(text: str) -> list[list[str]]:
-    """Rows of all tables in Markdown."""
-    return [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        for line in text.splitlines()
-        if line.startswith("|") and "---" not in line
-    ]
 
 
 def test_every_number_is_in_both(tmp_path: Path) -> None:
@@ -143,7 +105,7 @@ def test_every_number_is_in_both(tmp_path: Path) -> None:
         ["setting", "visualbert", "lxmert"],
         ["objectives.matching", "1.0", "null"],
     ]
-    assert cells(text) == expected
+    assert read_cells(text) == expected
     assert page.rows == expected
     for words in (text, "".join(page.words)):
         for fact in (
@@ -172,17 +134,15 @@ def test_a_comparison_under_way_says_so(tmp_path: Path) -> None:
     text, page, _ = written(tmp_path, found)
     assert "Not finished: 3 of 12 runs have ended" in text
     assert "Not finished: 3 of 12 runs have ended" in "".join(page.words)
-    assert cells(text) == page.rows
+    assert read_cells(text) == page.rows
     assert page.rows[1][4:6] == ["40", "60.0"]
     assert page.rows[2] == ["lxmert", *["–"] * 7]
     assert page.rows[4] == ["visualbert", "pre-trained", "60.0", "–"]
 
 
 def test_nothing_in_the_file_breaks_the_pages(tmp_path: Path) -> None:
-    text, page, source = written(tmp_path, comparison())
-    assert "script" not in page.tags
-    assert not re.search(r"(src|href)=|url\(|<link|@import", source)
-    assert "default-src 'none'" in source
+    text, _, source = written(tmp_path, comparison())
+    assert_stands_alone(source)
     assert "<script" not in text
 
 

@@ -58,7 +58,7 @@ def test_the_folder_holds_scores_curve_and_pictures(tmp_path: Path) -> None:
     ]
     assert content["best_threshold"] == content["curve"][2]
     drawing = ElementTree.parse(out / "precision_recall.svg").getroot()
-    line = drawing.find("{http://www.w3.org/2000/svg}polyline")
+    line = drawing.find(".//{http://www.w3.org/2000/svg}polyline")
     assert line is not None
     assert len(line.attrib["points"].split()) == 3
     texts = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]

@@ -26,8 +26,9 @@ from visling.runs import compare as comparison_module
 from visling.runs import finetune as finetuning
 from visling.runs import jobs as jobs_module
 from visling.runs import pretrain as pretraining
-from visling.runs.compare import FILE, Comparison, compare, spread
+from visling.runs.compare import FILE, Comparison, compare
 from visling.runs.jobs import Places
+from visling.runs.verdicts import spread
 
 ENCODER = ("encoder.hidden_size=16", "encoder.num_heads=2", "encoder.intermediate_size=32")
 BUDGET = ("batch_size=8", "train.max_steps=3", "train.precision=fp32", "train.log_every=2", "train.validate_every=100")
@@ -241,7 +242,7 @@ def test_a_finished_comparison_is_only_read(
     world: Any, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = shutil.copytree(done, tmp_path / "out")
-    monkeypatch.setattr(jobs_module, "work", None)
+    monkeypatch.setattr(jobs_module.Job, "work", None)
     assert make(world, out, resume=True, jobs=3)["rows"] == found(done)["rows"]
 
 
@@ -279,7 +280,7 @@ def test_a_failed_run_is_named_and_the_others_stay(world: Any, tmp_path: Path) -
 
 def test_models_whose_corpora_differ_get_the_same_number_of_updates(world: Any, tmp_path: Path) -> None:
     by_epochs = tuple(setting for setting in TINY.pretrain_settings if "max_steps" not in setting)
-    place = Places(data=world.scenes, store=world.regions, device="cpu", split="test")
+    place = Places(data=world.scenes, store=world.regions, device="cpu")
     long = replace(TINY, models=("visualbert", "vlbert"), pretrain_settings=(*by_epochs, "train.epochs=4"))
     store = NativeStore.open(world.regions)
     alone = [comparison_module._count_updates(long.pretraining(model), place, store) for model in long.models]
@@ -405,7 +406,7 @@ def test_a_resumed_comparison_may_have_more_tasks_but_no_fewer(world: Any, done:
 
 def test_changed_annotations_are_noticed(world: Any, tmp_path: Path) -> None:
     data = world.annotations(tmp_path / "data")
-    place = Places(data=data, store=world.regions, device="cpu", split="test")
+    place = Places(data=data, store=world.regions, device="cpu")
     _, before = comparison_module._prepare(ONE, place)
     file = data / "annotations" / "v2_OpenEnded_scenes_test_questions.json"
     content = json.loads(file.read_text())

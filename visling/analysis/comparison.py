@@ -8,22 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visling.analysis.page import COMPARISON_STYLE, escape, render_facts, render_page, replace_file
-from visling.errors import RunError
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """Text in cells; the first column names the rows."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
+from visling.analysis.page import COMPARISON_STYLE, escape, render_facts, render_page, write_beside
+from visling.analysis.tables import Table, escape_markdown, format_number, format_spread, render_html, render_markdown
 
 
 def write_comparison(folder: Path) -> tuple[Path, Path]:
@@ -32,25 +21,18 @@ def write_comparison(folder: Path) -> tuple[Path, Path]:
     Raises:
         RunError: the folder holds no comparison, or it cannot be read or written.
     """
-    file = folder / "comparison.json"
-    try:
-        comparison = json.loads(file.read_text(encoding="utf-8"))
-        text, page = _render_markdown(comparison), _render_html(comparison)
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"cannot read {file}: {error}. Give the folder that visling compare wrote with --out."
-        ) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{file} is not a comparison of this version: {error!r}. Write it again with visling compare --resume."
-        ) from error
-    targets = folder / "comparison.md", folder / "comparison.html"
-    for target, content in zip(targets, (text, page), strict=True):
-        try:
-            replace_file(target, content)
-        except OSError as error:
-            raise RunError(f"cannot write {target}: {error}. Free space or fix permissions.") from error
-    return targets
+    write_beside(
+        folder / "comparison.json",
+        _render,
+        content="a comparison",
+        origin="Give the folder that visling compare wrote with --out.",
+        remedy="Write it again with visling compare --resume.",
+    )
+    return folder / "comparison.md", folder / "comparison.html"
+
+
+def _render(comparison: Mapping[str, Any]) -> dict[str, str]:
+    return {"comparison.md": _render_markdown(comparison), "comparison.html": _render_html(comparison)}
 
 
 # Facts and tables
@@ -101,7 +83,7 @@ def _describe_examples(config: Mapping[str, Any], examples: Mapping[str, Any]) -
     return f"{used:,} of {available:,} labelled examples, batches of {config['batch_size']}"
 
 
-def _build_tables(comparison: Mapping[str, Any]) -> Iterator[_Table]:
+def _build_tables(comparison: Mapping[str, Any]) -> Iterator[Table]:
     plan = comparison["plan"]
     for task in plan["tasks"]:
         rows = [row for row in comparison["rows"] if row["task"] == task]
@@ -109,7 +91,7 @@ def _build_tables(comparison: Mapping[str, Any]) -> Iterator[_Table]:
         yield _build_seed_table(task, rows, plan["seeds"])
     for phase, settings in plan["differences"].items():
         if settings:
-            yield _Table(
+            yield Table(
                 title=f"Settings of {'pre-training' if phase == 'pretrain' else phase} that differ, encoders aside",
                 head=("setting", *plan["models"]),
                 rows=[
@@ -119,11 +101,11 @@ def _build_tables(comparison: Mapping[str, Any]) -> Iterator[_Table]:
             )
 
 
-def _build_score_table(task: str, rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> _Table:
+def _build_score_table(task: str, rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> Table:
     starts, gains = rows[0]["starts"], rows[0]["gains"]
     count = next((row["examples"] for row in rows if "examples" in row), 0)
     references = [f"{name}: {value:.1f}" for name, value in baselines.items()]
-    return _Table(
+    return Table(
         title=f"{task}: {rows[0]['metric']} in percent on {count:,} examples",
         head=(
             "model", "parameters", "pre-training", "fine-tuning", "fine-tuning updates",
@@ -133,11 +115,11 @@ def _build_score_table(task: str, rows: Sequence[Mapping[str, Any]], baselines: 
             (
                 row["model"],
                 _format_count(row["starts"]["pre-trained"].get("parameters")),
-                _format_spread(row["pretraining"].get("seconds"), "{:,.0f}", " s"),
-                _format_spread(row["starts"]["pre-trained"].get("seconds"), "{:,.0f}", " s"),
+                format_spread(row["pretraining"].get("seconds"), "{:,.0f}", " s"),
+                format_spread(row["starts"]["pre-trained"].get("seconds"), "{:,.0f}", " s"),
                 _format_updates(row["starts"]["pre-trained"].get("updates")),
-                *(_format_spread(row["starts"][start]["score"], "{:.1f}") for start in starts),
-                *(_format_spread(row["gains"][start], "{:+.1f}") for start in gains),
+                *(format_spread(row["starts"][start]["score"], "{:.1f}") for start in starts),
+                *(format_spread(row["gains"][start], "{:+.1f}") for start in gains),
             )
             for row in rows
         ],
@@ -147,15 +129,15 @@ def _build_score_table(task: str, rows: Sequence[Mapping[str, Any]], baselines: 
     )  # fmt: skip
 
 
-def _build_seed_table(task: str, rows: Sequence[Mapping[str, Any]], seeds: int) -> _Table:
-    return _Table(
+def _build_seed_table(task: str, rows: Sequence[Mapping[str, Any]], seeds: int) -> Table:
+    return Table(
         title=f"{task}: every seed",
         head=("model", "start", *(f"seed {seed}" for seed in range(seeds))),
         rows=[
             (
                 row["model"],
                 start,
-                *(_format_number(about["score"]["values"].get(str(seed)), "{:.1f}") for seed in range(seeds)),
+                *(format_number(about["score"]["values"].get(str(seed)), "{:.1f}") for seed in range(seeds)),
             )
             for row in rows
             for start, about in row["starts"].items()
@@ -163,51 +145,28 @@ def _build_seed_table(task: str, rows: Sequence[Mapping[str, Any]], seeds: int) 
     )
 
 
-def _format_number(value: float | None, form: str) -> str:
-    """A number, or a dash where there is none."""
-    return "–" if value is None else form.format(value)
-
-
 def _format_count(value: int | None) -> str:
-    return _format_number(value, "{:,}")
-
-
-def _format_spread(values: Mapping[str, Any] | None, form: str, unit: str = "") -> str:
-    """Mean ± spread; a dash without values, no spread with only one."""
-    if values is None or values["mean"] is None:
-        return "–"
-    around = "" if values["spread"] is None else f" ± {form.replace('+', '').format(values['spread'])}"
-    return f"{form.format(values['mean'])}{around}{unit}"
+    return format_number(value, "{:,}")
 
 
 def _format_updates(values: Mapping[str, Any] | None) -> str:
     """Number of updates; without a spread where all seeds made the same number."""
-    return _format_spread(values and {**values, "spread": values["spread"] or None}, "{:,.0f}")
+    return format_spread(values and {**values, "spread": values["spread"] or None}, "{:,.0f}")
 
 
 # Markdown
 
 
 def _render_markdown(comparison: Mapping[str, Any]) -> str:
-    parts = [f"# {_escape_cell(_compose_title(comparison))}"]
+    parts = [f"# {escape_markdown(_compose_title(comparison))}"]
     if missing := _describe_progress(comparison):
         parts.append(f"**{missing}**")
-    for table in _build_tables(comparison):
-        lines = [_render_row(table.head), _render_row(["---"] * len(table.head)), *map(_render_row, table.rows)]
-        parts += [f"## {_escape_cell(table.title)}", "\n".join(lines), *([table.note] if table.note else [])]
+    parts += map(render_markdown, _build_tables(comparison))
     parts += [
         "## The same for all models",
-        "\n".join(f"- {name}: {_escape_cell(fact)}" for name, fact in _list_facts(comparison).items()),
+        "\n".join(f"- {name}: {escape_markdown(fact)}" for name, fact in _list_facts(comparison).items()),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _render_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_escape_cell, cells))} |"
-
-
-def _escape_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 # The page
@@ -222,24 +181,10 @@ def _render_html(comparison: Mapping[str, Any]) -> str:
         f"<pre>{escape(json.dumps(config, indent=2, ensure_ascii=False))}</pre></details>"
         for model, config in comparison["plan"]["configs"].items()
     )
-    tables = "".join(map(_render_html_table, _build_tables(comparison)))
+    tables = "".join(map(render_html, _build_tables(comparison)))
     body = (
         f"<h1>{escape(title)}</h1>\n{missing}\n{tables}\n"
         f"<section><h2>The same for all models</h2><dl>{facts}</dl></section>\n"
         f"<section><h2>Every setting</h2>{configs}</section>"
     )
     return render_page(title, body, COMPARISON_STYLE)
-
-
-def _render_html_table(table: _Table) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in table.rows
-    )
-    note = f"<p><small>{escape(table.note)}</small></p>" if table.note else ""
-    return (
-        f"<section><h2>{escape(table.title)}</h2>"
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.title)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}</section>"
-    )

@@ -1,13 +1,17 @@
-"""The furniture of an HTML page that stands alone: it loads nothing and needs no script. The report, the comparison
-and the inspection are built on it."""
+"""The furniture of an HTML page that stands alone: it loads nothing and needs no script. The report, the comparison,
+the claim and the inspection are built on it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
+from collections.abc import Callable, Mapping
 from html import escape as _escape
 from pathlib import Path
 from typing import Any
+
+from visling.errors import RunError
 
 
 def escape(value: Any) -> str:
@@ -43,6 +47,41 @@ def render_page(
 def render_facts(facts: dict[str, str]) -> str:
     """Terms and their values, as the inside of a `<dl>`."""
     return "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(fact)}</dd></div>" for term, fact in facts.items())
+
+
+def write_beside(
+    file: Path, render: Callable[[Any], Mapping[str, str]], *, content: str, origin: str, remedy: str
+) -> None:
+    """Write what is made from a JSON file next to it.
+
+    Args:
+        render: contents of the file -> contents of others by name.
+        content: what the file holds, for messages.
+        origin: how to name the right folder, for a file that cannot be read.
+        remedy: how to get a file of this version.
+    Raises:
+        RunError: the file cannot be read or holds something else, or nothing can be written.
+    """
+    try:
+        pages = render(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {file}: {error}. {origin}") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} is not {content} of this version: {error!r}. {remedy}") from error
+    for name, page in pages.items():
+        write_file(file.with_name(name), page)
+
+
+def write_file(target: Path, content: str) -> None:
+    """Write a result completely or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        replace_file(target, content)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error}. Free space or fix permissions.") from error
 
 
 def replace_file(target: Path, content: str) -> None:

@@ -27,6 +27,7 @@ from visling.cli.options import Command, Group
 from visling.cli.predicting import predict
 from visling.cli.recipes import recipes_app
 from visling.cli.regions import regions_app
+from visling.cli.reproducing import reproduce
 from visling.cli.scenes import scenes
 from visling.cli.serving import serve
 from visling.cli.training import finetune, pretrain
@@ -45,6 +46,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "report": report,
         "gallery": gallery,
         "compare": compare_models,
+        "reproduce": reproduce,
     },
     "Inspection": {"inspect": inspect, "analysis": analysis_app, "serve": serve},
     "Weights": {"catalog": catalog, "fetch": fetch, "convert": convert, "verify": verify},

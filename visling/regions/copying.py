@@ -1,13 +1,14 @@
-"""New stores from existing ones: some images of a store, the images of several. Rows are copied in large pieces, so
-that memory stays small; an interrupted copy resumes."""
+"""New stores from existing ones: some images of a store, the images of several, all images with changed regions. Rows
+are copied in large pieces, so that memory stays small; an interrupted copy resumes."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import shutil
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from visling.errors import StoreError
 from visling.feature_kinds import name_today
@@ -79,17 +80,43 @@ def merge(
     return NativeStore.open(path)
 
 
+def change(
+    store: NativeStore,
+    path: str | Path,
+    convert: Callable[[str, RegionArray], RegionArray],
+    *,
+    settings: Mapping[str, Any],
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> NativeStore:
+    """A new store with all images of another, whose regions are changed on the way.
+
+    Args:
+        convert: the regions to store of an image, by its id and what the store holds; the features stay those of the
+            same detector.
+        settings: added to those of the store.
+        resume: continue an interrupted copy.
+    Raises:
+        StoreError: `path` already holds a store, or regions that cannot be stored.
+    """
+    _copy([(store, store.ids)], path, resume, progress, convert=convert, settings=settings)
+    return NativeStore.open(path)
+
+
 def _copy(
     parts: Sequence[tuple[NativeStore, Sequence[str]]],
     path: str | Path,
     resume: bool,
     progress: Progress | None,
     shared: Container[str] = (),
+    convert: Callable[[str, RegionArray], RegionArray] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write images of stores of the same features into one.
 
     Args:
         shared: images that several of the stores hold, whose regions are joined.
+        convert, settings: see `change`.
     """
     first = parts[0][0]
     kept = next((store.path / DETECTOR for store, _ in parts if (store.path / DETECTOR).is_dir()), None)
@@ -103,7 +130,7 @@ def _copy(
         class_names=first.class_names,
         attribute_names=first.attribute_names,
         dtype=first.manifest["dtype"],
-        settings={**first.settings, **moved},
+        settings={**first.settings, **moved, **(settings or {})},
         resume=resume,
     ) as writer:
         if kept is not None:
@@ -117,6 +144,8 @@ def _copy(
             for image_id, regions in store.scan(missing):
                 if image_id in shared:
                     regions = _join(regions, later, image_id)
+                if convert is not None:
+                    regions = convert(image_id, regions)
                 writer.add(image_id, regions)
                 done, copied = done + 1, copied + len(regions) * row_bytes
                 if copied >= _COMMIT_BYTES:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from visling.runs.finetune import fit_to_family
 from visling.runs.inputs import Inputs, fit_to_store
 from visling.runs.jobs import FOLDER_SUFFIX, Job, Places, Start, carry_out
 from visling.runs.pretrain import read_corpora, run_answers
+from visling.runs.verdicts import spread
 from visling.runtime import versions
 from visling.tasks.base import load as load_task
 from visling.tasks.base import read_records
@@ -160,14 +160,14 @@ def compare(
             checked.
         RunError: the folder holds other files or another comparison, or a run failed; what was saved is kept.
     """
-    place = Places(data=data, store=store, device=str(runtime.pick_device(device)), split=comparison.split)
+    place = Places(data=data, store=store, device=str(runtime.pick_device(device)))
     comparison, plan = _prepare(comparison, place)
     earlier = _claim_folder(out, plan, resume)
     found: dict[str, Any] = {"format": FORMAT, "status": "running", "jobs": sorted({jobs, *earlier}), "plan": plan}
-    runs = _plan_runs(comparison, out)
+    runs = _plan_runs(comparison, out, place)
 
     def note(run: Job | None) -> None:
-        ended = [one for one in runs if one.ended(comparison.split)]
+        ended = [one for one in runs if one.ended]
         found.update(
             status="finished" if len(ended) == len(runs) else "running",
             runs={"ended": len(ended), "planned": len(runs)},
@@ -178,7 +178,7 @@ def compare(
             progress(f"{len(ended)} of {len(runs)}: {run}")
 
     note(None)
-    carry_out([run for run in runs if not run.ended(comparison.split)], place, jobs, stream, note)
+    carry_out([run for run in runs if not run.ended], jobs, stream, note)
     return found
 
 
@@ -220,7 +220,8 @@ def _prepare(comparison: Comparison, place: Places) -> tuple[Comparison, dict[st
         "updates": max(updates.values()),
         "data": os.path.abspath(place.data),
         "examples": {
-            task: _digest_examples(phases[task][comparison.models[0]], place, store) for task in comparison.tasks
+            task: _digest_examples(phases[task][comparison.models[0]], comparison.split, place, store)
+            for task in comparison.tasks
         },
         "store": os.path.abspath(place.store),
         "fingerprint": store.fingerprint,
@@ -243,11 +244,11 @@ def _count_updates(run: PretrainConfig, place: Places, store: NativeStore) -> in
     return run.train.max_steps or run.train.epochs * (len(examples) // run.batch_size // run.train.accumulation)
 
 
-def _digest_examples(run: FinetuneConfig, place: Places, store: NativeStore) -> dict[str, Any]:
+def _digest_examples(run: FinetuneConfig, split: str, place: Places, store: NativeStore) -> dict[str, Any]:
     """Number of examples in each split that a task reads, and a digest of all of them."""
     task = load_task(run.task).configured(run.task_settings)
     digest, counts = hashlib.sha256(), {}
-    for name in (run.train_split, run.valid_split, place.split):
+    for name in (run.train_split, run.valid_split, split):
         records = read_records(task, place.data, name)
         if not records:
             raise DataError(
@@ -259,8 +260,7 @@ def _digest_examples(run: FinetuneConfig, place: Places, store: NativeStore) -> 
         counts[name] = len(records)
     if not task.labelled(records):
         raise DataError(
-            f"split {place.split!r} of {place.data} has no labels: there is nothing to compare. Name another with "
-            "--split."
+            f"split {split!r} of {place.data} has no labels: there is nothing to compare. Name another with --split."
         )
     return {"splits": counts, "digest": digest.hexdigest()}
 
@@ -378,7 +378,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _plan_runs(comparison: Comparison, out: Path) -> list[Job]:
+def _plan_runs(comparison: Comparison, out: Path, place: Places) -> list[Job]:
     """All runs, each after the one that it starts from."""
     runs = []
     for seed in range(comparison.seeds):
@@ -391,6 +391,8 @@ def _plan_runs(comparison: Comparison, out: Path) -> list[Job]:
                 recipe=f"{model}-{comparison.recipe}",
                 settings=(*comparison.pretrain_settings, of_seed),
                 folder=folder / "pretrain",
+                place=place,
+                split=comparison.split,
             )
             runs.append(pretrained)
             runs += [
@@ -407,6 +409,8 @@ def _plan_runs(comparison: Comparison, out: Path) -> list[Job]:
                     ),
                     folder=folder / f"{task}{FOLDER_SUFFIX[start]}",
                     init=None if start == "from scratch" else pretrained.folder,
+                    place=place,
+                    split=comparison.split,
                 )
                 for task in comparison.tasks
                 for start in comparison.starts
@@ -441,7 +445,7 @@ def _collect_outcomes(comparison: Comparison, ended: Sequence[Job], plan: Mappin
             for start in comparison.starts:
                 of_start = [run for run in ended if (run.model, run.task, run.start) == (model, task, start)]
                 tuned = {run.seed: _measure_run(run, plan["configs"][model][task]) for run in of_start}
-                reports = {run.seed: run.evaluation(comparison.split) or {} for run in of_start}
+                reports = {run.seed: run.evaluation or {} for run in of_start}
                 scores[start] = {seed: report["scores"][metric]["value"] for seed, report in reports.items()}
                 row["starts"][start] = {**_summarise(tuned), "score": spread(scores[start])}
                 for report in reports.values():
@@ -487,14 +491,4 @@ def _summarise(trained: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
         "parameters": one["parameters"],
         "updates": spread({seed: run["updates"] for seed, run in trained.items()}),
         "seconds": spread({seed: run["seconds"] for seed, run in trained.items()}),
-    }
-
-
-def spread(values: Mapping[int, float]) -> dict[str, Any]:
-    """Mean, sample standard deviation (None below two values) and the value of every seed."""
-    numbers = list(values.values())
-    return {
-        "mean": statistics.fmean(numbers) if numbers else None,
-        "spread": statistics.stdev(numbers) if len(numbers) > 1 else None,
-        "values": {str(seed): value for seed, value in values.items()},
     }

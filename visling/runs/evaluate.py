@@ -52,6 +52,7 @@ def evaluate(
     joint: Path | None = None,
     zero_shot: bool = False,
     task: str | None = None,
+    out: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a fine-tuned run on a split; writes evaluation_SPLIT.json, details_SPLIT.jsonl and the official submission
@@ -75,6 +76,7 @@ def evaluate(
         zero_shot: of a pre-trained run or model folder: rank captions and images by its matching head.
         task: of a model of several tasks: the name of the one to score; the files are then those of tasks/NAME in the
             run folder.
+        out: folder for the results in place of the run folder, for a split of the same name in other data.
         progress: of a task that ranks: called with (pairs done, pairs in all).
     Returns:
         Contents of evaluation_SPLIT.json.
@@ -84,7 +86,7 @@ def evaluate(
             written.
     """
     split = split if file is None else file.stem
-    place = run if task is None else run / "tasks" / task
+    place = out or (run if task is None else run / "tasks" / task)
     result = place / f"evaluation_{split}.json"
     if result.exists() and not overwrite:
         raise RunError(f"{result} exists: this run has been scored on {split!r}. Use --overwrite to replace it.")

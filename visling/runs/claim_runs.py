@@ -1,0 +1,205 @@
+"""The runs of a claim: which folders its arms leave, what is measured in them, and which of them other claims share.
+
+A run is known by everything that decides its weights (recipe with its changed settings, world, what it starts from), so
+that two claims that need the same one find it in the same folder:
+
+    OUT/runs/RECIPE-DIGEST/seed-K/               an ordinary run folder
+    OUT/runs/RECIPE-DIGEST/seed-K/measured.json  what was read off it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from visling import config as configs
+from visling.errors import ConfigError
+from visling.recipes.changes import change_recipe
+from visling.recipes.claim_configs import PLAIN, Arm, Claim, Measure, Training, World
+from visling.recipes.tables import find_finetuning, find_pretraining
+from visling.runs.claim_measures import measure
+from visling.runs.jobs import PlacedTraining, Places, read_status
+from visling.runs.worlds import Worlds
+
+MEASURED = "measured.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedMeasure:
+    """What is read off a run, and on which images."""
+
+    measure: Measure
+    place: Places
+    world: World
+    random_seed: int | None = None
+    """Of random weights, which are measured in place of the trained ones."""
+
+    @property
+    def key(self) -> str:
+        """Its name in measured.json."""
+        about = {**asdict(self.measure), "world": configs.to_dict(self.world), "random_seed": self.random_seed}
+        return json.dumps(about, sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimRun:
+    """One run of one seed, with all that is measured of it."""
+
+    label: str
+    """For messages: claim, arm and seed."""
+    training: PlacedTraining
+    measures: tuple[PlacedMeasure, ...] = ()
+
+    def __str__(self) -> str:
+        return self.label
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.training.folder
+
+    @property
+    def init(self) -> Path | None:
+        """Folder of the run that it starts from."""
+        return self.training.init
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is trained and measured."""
+        return read_status(self.folder) == "finished" and all(
+            one.key in read_measured(self.folder) for one in self.measures
+        )
+
+    def work(self, stream: TextIO | None = None) -> bool:
+        """Train it to its end, and measure what has not been measured."""
+        if not self.training.work(stream):
+            return False
+        for one in self.measures:
+            if one.key in read_measured(self.folder):
+                continue
+            place = one.place
+            found = measure(
+                self.folder,
+                one.measure,
+                data=place.data,
+                store=place.store,
+                images=place.images,
+                device=place.device,
+                random_seed=one.random_seed,
+            )
+            _note_measured(self.folder, one.key, asdict(found))
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedArm:
+    """An arm in one seed: its runs in order, and what is measured of the last one."""
+
+    name: str
+    runs: tuple[PlacedTraining, ...]
+    measured: PlacedMeasure
+
+    @property
+    def result(self) -> Mapping[str, Any] | None:
+        """What was measured ("value" in percent, "examples"); None = not yet."""
+        found: Mapping[str, Any] | None = read_measured(self.runs[-1].folder).get(self.measured.key)
+        return found
+
+
+def place_arm(claim: Claim, name: str, seed: int, out: Path, worlds: Worlds) -> PlacedArm:
+    """Where the runs of an arm are or will be.
+
+    Raises:
+        ConfigError: no such recipe or setting.
+    """
+    arm: Arm = claim.arms[name]
+    placed: list[PlacedTraining] = []
+    before = ""
+    for training in arm.trainings:
+        settings = (*training.settings, *worlds.size.settings)
+        world = find_world(claim, training.world)
+        before = _identify(training, settings, world, before)
+        recipe = training.recipe.replace(":", "-")
+        placed.append(
+            PlacedTraining(
+                verb=find_verb(training.recipe),
+                recipe=training.recipe,
+                settings=(*settings, f"train.seed={seed}"),
+                folder=out / "runs" / f"{recipe}-{before}" / f"seed-{seed}",
+                init=placed[-1].folder if placed else None,
+                place=worlds.find(world),
+            )
+        )
+    world = find_world(claim, arm.measured_in or arm.trainings[-1].world)
+    return PlacedArm(
+        name=name,
+        runs=tuple(placed),
+        measured=PlacedMeasure(
+            measure=claim.measure_of(name),
+            place=worlds.find(world),
+            world=world,
+            random_seed=seed if arm.random_weights else None,
+        ),
+    )
+
+
+def plan_runs(claim: Claim, seeds: Sequence[int], out: Path, worlds: Worlds) -> list[ClaimRun]:
+    """All runs of a claim, seed by seed, each after the one that it starts from; what several arms share, once."""
+    planned: dict[Path, ClaimRun] = {}
+    for seed in seeds:
+        for name in claim.arms:
+            arm = place_arm(claim, name, seed, out, worlds)
+            for training in arm.runs:
+                label = f"{claim.name}, {name}, seed {seed}: {training.recipe}"
+                planned.setdefault(training.folder, ClaimRun(label=label, training=training))
+            last = planned[arm.runs[-1].folder]
+            if arm.measured not in last.measures:
+                planned[last.folder] = replace(last, measures=(*last.measures, arm.measured))
+    return list(planned.values())
+
+
+def find_world(claim: Claim, name: str) -> World:
+    """A world of a claim."""
+    return World() if name == PLAIN else claim.worlds[name]
+
+
+def find_verb(recipe: str) -> Literal["pretrain", "finetune"]:
+    """Whether a recipe is one of pre-training or of fine-tuning; of a name that both have, pre-training.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    try:
+        find_pretraining(recipe)
+    except ConfigError:
+        find_finetuning(recipe)
+        return "finetune"
+    return "pretrain"
+
+
+def _identify(training: Training, settings: Sequence[str], world: World, before: str) -> str:
+    """Digest of everything but the seed that decides the weights of a run."""
+    find = find_pretraining if find_verb(training.recipe) == "pretrain" else find_finetuning
+    config = configs.to_dict(change_recipe(find(training.recipe)(), settings))
+    decisive = {name: value for name, value in config.items() if name not in ("recipe", "paper", "release")}
+    about = {"config": decisive, "world": configs.to_dict(world), "before": before}
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def read_measured(folder: Path) -> dict[str, Any]:
+    """What has been measured of a run, by `PlacedMeasure.key`; nothing if the file is missing or torn."""
+    try:
+        found: dict[str, Any] = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _note_measured(folder: Path, key: str, value: Mapping[str, Any]) -> None:
+    part = folder / f"{MEASURED}.part"
+    part.write_text(json.dumps({**read_measured(folder), key: value}, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / MEASURED)

@@ -1,0 +1,142 @@
+"""The worlds of claims: scenes drawn once, regions that one detector finds in all of them, and what is made of these.
+
+    OUT/worlds/detector/                      trained on the world `plain`
+    OUT/worlds/plain/{scenes,regions}/        what every claim reads
+    OUT/worlds/plain/regions-noise-20/        the same regions, a fifth of their labels replaced
+    OUT/worlds/drawn-DIGEST/{scenes,regions}/ scenes of other settings
+
+Every step is a command that a user would type, prints it, and is skipped where its result exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visling.errors import RunError
+from visling.recipes.claim_configs import World
+from visling.regions.relabelling import replace_labels
+from visling.regions.store import NativeStore
+from visling.runs.demo import finished, stage
+from visling.runs.jobs import Places
+from visling.train.claim import REGIONS
+
+SCENES = "scenes"
+
+PLAIN_SCENES: Mapping[str, Any] = {"train": 2 / 3, "val": 1 / 12, "min_objects": 2, "max_objects": 4, "seed": 0}
+"""Settings of the scenes of every world, unless it has its own: few objects, so that a small model learns within a
+thousand updates which word belongs to which region, and many test images, so that scores are precise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is drawn and how long is trained."""
+
+    images: int
+    detector_steps: int
+    settings: tuple[str, ...] = ()
+    """Of every training, after those of the claim."""
+    min_regions: int = 0
+    """Regions that an image has at least, whatever their confidence: a detector of few updates finds nothing."""
+
+
+SIZES: Mapping[str, Size] = {
+    # Does it run; learns nothing
+    "tiny": Size(
+        images=120,
+        detector_steps=20,
+        settings=("train.max_steps=3", "batch_size=8", "train.validate_every=100"),
+        min_regions=3,
+    ),
+    "small": Size(images=3000, detector_steps=450),
+}
+
+
+class Worlds:
+    """Worlds in a folder, prepared when they are asked for."""
+
+    def __init__(self, out: Path, size: Size, device: str) -> None:
+        self.folder, self.size, self.device = out / "worlds", size, device
+
+    def find(self, world: World) -> Places:
+        """Where the data and the regions of a world are, or will be."""
+        drawn = self._drawn(world)
+        name = REGIONS if not world.label_noise else f"{REGIONS}-noise-{100 * world.label_noise:g}"
+        scenes = drawn / SCENES
+        return Places(data=scenes, store=drawn / name, device=self.device, images=scenes / "images")
+
+    def prepare(self, world: World) -> Places:
+        """Draw and detect what is missing.
+
+        Raises:
+            RunError: a command failed, or another claim has a split of the same name with another share.
+        """
+        place = self.find(world)
+        plain = self.find(World())
+        detector = self.folder / "detector"
+        for each in dict.fromkeys((plain.data, place.data)):
+            self._draw(each, world if each == place.data else World())
+        stage(
+            "Train the detector of all worlds",
+            finished(detector),
+            "detect", "train", plain.data / "images" / "train",
+            "--annotations", plain.data / "annotations" / "instances_train.json",
+            "--preset", "scenes", "--steps", self.size.detector_steps, "--out", detector,
+        )  # fmt: skip
+        regions = place.data.parent / REGIONS
+        stage(
+            "Turn every picture into regions",
+            (regions / "manifest.json").exists(),
+            "regions", "extract", place.data / "images", "--detector", detector, "--out", regions,
+            *(("--min-regions", self.size.min_regions) if self.size.min_regions else ()),
+        )  # fmt: skip
+        if place.store != regions and not (place.store / "manifest.json").exists():
+            print(f"\n== Replace {world.label_noise:.0%} of the labels of these regions", flush=True)
+            replace_labels(NativeStore.open(regions), world.label_noise, place.store, resume=place.store.exists())
+        for name, share in world.shares.items():
+            _write_share(place.data / "annotations", name, share)
+        return place
+
+    def _drawn(self, world: World) -> Path:
+        """Folder of the scenes of a world and of their regions."""
+        if not world.scenes:
+            return self.folder / "plain"
+        text = json.dumps(world.scenes, sort_keys=True)
+        return self.folder / f"drawn-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def _draw(self, scenes: Path, world: World) -> None:
+        settings = {**PLAIN_SCENES, **world.scenes}
+        stage(
+            "Draw scenes",
+            (scenes / "scenes.json").exists(),
+            "scenes", "--out", scenes, "--images", self.size.images,
+            *(word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")),
+        )  # fmt: skip
+
+
+def _write_share(annotations: Path, name: str, share: float) -> None:
+    """Write `captions_NAME.json`: the captions of the first images of split train.
+
+    Raises:
+        RunError: the file exists with another number of images.
+    """
+    captions = json.loads((annotations / "captions_train.json").read_text(encoding="utf-8"))
+    images = captions["images"][: max(1, round(share * len(captions["images"])))]
+    kept = {image["id"] for image in images}
+    file = annotations / f"captions_{name}.json"
+    if file.exists():
+        found = len(json.loads(file.read_text(encoding="utf-8"))["images"])
+        if found != len(images):
+            raise RunError(
+                f"{file} has {found} images, and this claim's share {name!r} has {len(images)}: give the split another "
+                "name in the claim, or use another --out."
+            )
+        return
+    part = file.with_name(f"{file.name}.part")
+    chosen = [one for one in captions["annotations"] if one["image_id"] in kept]
+    part.write_text(json.dumps({**captions, "images": images, "annotations": chosen}), encoding="utf-8")
+    part.replace(file)
