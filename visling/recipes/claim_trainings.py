@@ -20,9 +20,11 @@ QUESTIONS = 4000
 """On which VQA is fine-tuned, of the 20,000 of the world `plain`."""
 EPOCHS = 5
 STATEMENTS = 1200
-"""On which NLVR2 is fine-tuned: all or nearly all that the world `plain` has."""
+"""On which NLVR2 is fine-tuned: all that the world `plain` has."""
 BATCH = 32
 """Of all recipes on scenes."""
+POINTING = RANKING = 600
+"""Updates of fine-tuning on referring expressions (2,130 of them) and retrieval (10,000 captions)."""
 UPDATES_PER_SECOND: Mapping[str, float] = {
     "visualbert": 48.0,
     "vlbert": 42.0,
@@ -32,6 +34,9 @@ UPDATES_PER_SECOND: Mapping[str, float] = {
     "cvlp": 18.0,
 }
 """Family -> of its recipe on scenes, measured on one core of an AMD EPYC on 2026-11-30; the baseline's is a guess."""
+COSTS: Mapping[str, float] = {"-nlvr2-": 2.0, "-retrieval-": 4.0, "-e2e": 7.0}
+"""Part of a recipe's name -> how many times as long its updates take: two images and four captions an example;
+VL-BERT's end-to-end fine-tuning (docs/results/runs/vlbert-end-to-end.json)."""
 
 
 def pretrain(family: str, *settings: str, world: str = PLAIN, updates: int | None = None) -> Training:
@@ -46,11 +51,19 @@ def answer(family: str, *settings: str, world: str = PLAIN) -> Training:
     return Training(recipe=f"{family}-vqa-scenes", settings=(*length, *settings), world=world)
 
 
-def judge(family: str, *settings: str) -> Training:
+def point(family: str) -> Training:
+    """Fine-tuning on referring expressions."""
+    return Training(recipe=f"{family}-referring-scenes", settings=(f"train.max_steps={POINTING}",))
+
+
+def rank(family: str) -> Training:
+    """Fine-tuning on caption retrieval."""
+    return Training(recipe=f"{family}-retrieval-scenes", settings=(f"train.max_steps={RANKING}",))
+
+
+def judge(family: str) -> Training:
     """Fine-tuning on NLVR2, whose statements are too few for fewer epochs."""
-    return Training(
-        recipe=f"{family}-nlvr2-scenes", settings=(f"train_limit={STATEMENTS}", "train.epochs=20", *settings)
-    )
+    return Training(recipe=f"{family}-nlvr2-scenes", settings=(f"train_limit={STATEMENTS}", "train.epochs=20"))
 
 
 def estimate_minutes(arms: Mapping[str, Arm]) -> float:
@@ -66,4 +79,5 @@ def _estimate_seconds(training: Training) -> float:
     else:
         updates = int(values["train_limit"]) * int(values["train.epochs"]) / BATCH
     family = max((name for name in UPDATES_PER_SECOND if training.recipe.startswith(f"{name}-")), key=len)
-    return updates / UPDATES_PER_SECOND[family]
+    cost = next((factor for part, factor in COSTS.items() if part in training.recipe), 1.0)
+    return updates * cost / UPDATES_PER_SECOND[family]

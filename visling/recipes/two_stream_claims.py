@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from visling.recipes.claim_configs import Arm, Claim, Contrast, Measure, Training, World
-from visling.recipes.claim_trainings import answer, estimate_minutes, judge, pretrain
+from visling.recipes.claim_trainings import answer, estimate_minutes, judge, point, pretrain, rank
 
 VILBERT = pretrain("vilbert")
 LXMERT = pretrain("lxmert")
 CVLP = pretrain("cvlp")
+UNASKED = "objectives={masked_lm=1.0, matching=0.1, masked_regions=0.05}"
+"""LXMERT's objectives but for image_qa. At weight 0 its questions would be left out too."""
+QA_SETS = (
+    'corpora=[{kind="captions"}, {kind="single_captions", weight=0.05}, {kind="answered_questions", weight=0.2}, '
+    '{kind="gqa", weight=0.2}]'
+)
+"""LXMERT's corpora with GQA's questions in addition."""
+ALL_UPDATES = 3125
+"""Five passes over all of VQA's questions."""
+TEXT_UPDATES = 2000
+EARLY = 500
+"""Updates after which a collapse would be early."""
 REGRESSION = (
     "objectives.region_contrast=0",
     "objectives.masked_regions=0.1",
@@ -102,8 +114,61 @@ def _two_streams() -> Claim:
     )
 
 
+def _depth() -> Claim:
+    deep = {
+        1: pretrain("vilbert", *_connect((2,), (0,))),
+        2: VILBERT,
+        3: pretrain("vilbert", *_connect((0, 1, 2), (0, 1, 2))),
+    }
+    measured: Mapping[str, tuple[Training, Measure]] = {
+        "VQA": (answer("vilbert"), Measure()),
+        "retrieval": (rank("vilbert"), Measure(kind="validation", name="image_r1")),
+        "referring": (point("vilbert"), Measure()),
+    }
+    arms = {
+        f"{task}, {depth}": Arm(
+            about=f"{depth} co-attention layer{'s' if depth > 1 else ''}",
+            trainings=(first, training),
+            measure=measure,
+        )
+        for task, (training, measure) in measured.items()
+        for depth, first in deep.items()
+    }
+
+    def gain(task: str) -> dict[str, float]:
+        return {f"{task}, 3": 1, f"{task}, 1": -1, "referring, 3": -1, "referring, 1": 1}
+
+    return Claim(
+        name="vilbert-depth",
+        paper="ViLBERT",
+        section="4 and table 2",
+        statement="The best depth differs by task: VQA and retrieval gain from more co-attention layers, referring "
+        "expressions do not.",
+        figure="from 2 to 8 layers, recalled: VQA test-dev 69.92 to 70.47, image retrieval R@1 55.68 to 58.78, "
+        "RefCOCO+ val 71.74 to 71.66; with 6 layers 70.55, 58.20 and 72.34",
+        differs="the number of co-attention layers, and of region layers between them; all have two text layers",
+        arms=arms,
+        contrasts={
+            f"gain of {task} - gain of referring": Contrast(weights=gain(task), size=3) for task in ("VQA", "retrieval")
+        },
+        minutes=estimate_minutes(arms),
+        note="One to three layers stand for the paper's two to eight. The gain is that from one to three. Recall of "
+        "the right image is among the first 100 of the validation split, at the end of the run: 500 captions.",
+    )
+
+
+def _connect(text: tuple[int, ...], regions: tuple[int, ...]) -> tuple[str, ...]:
+    """Settings of an encoder with co-attention after so many text and region layers each, the last of both streams
+    excepted."""
+    return (
+        f"encoder.text_layers_before={list(text)}",
+        f"encoder.region_layers_before={list(regions)}",
+        f"encoder.num_region_layers={regions[-1]}",
+    )
+
+
 def _qa() -> Claim:
-    unasked = pretrain("lxmert", "objectives={masked_lm=1.0, matching=0.1, masked_regions=0.05}")
+    unasked = pretrain("lxmert", UNASKED)
     arms = {
         "with": Arm(about="answers questions in pre-training", trainings=(LXMERT, judge("lxmert"))),
         "without": Arm(about="reads the same questions as further sentences", trainings=(unasked, judge("lxmert"))),
@@ -142,6 +207,67 @@ def _vision() -> Claim:
         minutes=estimate_minutes(arms),
         note="Masked regions weigh 0.05, words 1; the paper weighs both alike.",
     )
+
+
+def _scratch() -> Claim:
+    # A passage has the length of four captions
+    text = pretrain(
+        "lxmert",
+        'corpora=[{kind="text", special_tokens=true}]',
+        "objectives={masked_lm=1.0}",
+        updates=TEXT_UPDATES,
+    )
+    arms = {
+        "scratch": Arm(about="pre-trained from random weights", trainings=(LXMERT, answer("lxmert"))),
+        "text": Arm(about="pre-trained on text first", trainings=(text, LXMERT, answer("lxmert"))),
+    }
+    return Claim(
+        name="lxmert-scratch",
+        paper="LXMERT",
+        section="5.1 and table 3",
+        statement="Pre-training from scratch is better than pre-training that starts from a model of text.",
+        figure="dev, from scratch and from BERT: VQA 69.9 and 68.8, GQA 60.0 and 58.3, NLVR2 74.9 and 70.1",
+        differs="whether the pre-training starts from a model that was trained on masked words of text alone",
+        arms=arms,
+        contrasts={"scratch - text": Contrast(weights={"scratch": 1, "text": -1}, size=2)},
+        minutes=4.0,
+        note="BERT has read books and an encyclopedia, and only LXMERT's text layers start from it. Here the text is "
+        "captions of the same scenes, one after the other, and the whole encoder is taken. In both papers' arms and "
+        "here, the pre-training that follows is the same, so that the arm from text has been trained for longer.",
+    )
+
+
+def _qa_sets() -> Claim:
+    asked = pretrain("lxmert", QA_SETS)
+    read = pretrain("lxmert", QA_SETS, UNASKED)
+    arms = {
+        "pre-training": Arm(
+            about="questions of VQA and GQA answered in pre-training, VQA fine-tuned",
+            trainings=(asked, _answer_all("train")),
+        ),
+        "augmentation": Arm(
+            about="the same questions only read in pre-training, VQA and GQA fine-tuned together",
+            trainings=(read, _answer_all("train+gqa")),
+        ),
+    }
+    return Claim(
+        name="lxmert-qa-sets",
+        paper="LXMERT",
+        section="5.2 and table 4",
+        statement="Several sets of questions serve better in pre-training than as additional data of the fine-tuning.",
+        figure="VQA dev 69.9 in pre-training, 68.0 by augmentation (and without questions in pre-training); GQA dev "
+        "60.0 and 58.1",
+        differs="when GQA's questions are answered: in pre-training, with VQA's, or in fine-tuning next to VQA's",
+        arms=arms,
+        contrasts={"pre-training - augmentation": Contrast(weights={"pre-training": 1, "augmentation": -1}, size=2)},
+        minutes=estimate_minutes(arms),
+        note="Fine-tuning reads all 20,000 questions of VQA, and in one arm as many of GQA, for 3,125 updates in both.",
+    )
+
+
+def _answer_all(split: str) -> Training:
+    """Fine-tuning on all questions; the split `gqa` of VQA's files has GQA's."""
+    return Training(recipe="lxmert-vqa-scenes", settings=(f"train.max_steps={ALL_UPDATES}", f"train_split={split}"))
 
 
 def _contrast() -> Claim:
@@ -207,7 +333,99 @@ def _noise() -> Claim:
     )
 
 
+def _gap() -> Claim:
+    sketched = answer("cvlp", world="sketch")
+    classified = pretrain("cvlp", *CLASSIFICATION)
+    arms = {
+        "contrast": Arm(about="contrast; plain drawings throughout", trainings=(CVLP, answer("cvlp"))),
+        "classification": Arm(
+            about="classification; plain drawings throughout", trainings=(classified, answer("cvlp"))
+        ),
+        "contrast, sketch": Arm(about="contrast; fine-tuned on pencil sketches", trainings=(CVLP, sketched)),
+        "classification, sketch": Arm(
+            about="classification; fine-tuned on pencil sketches", trainings=(classified, sketched)
+        ),
+    }
+    gain = {"contrast, sketch": 1.0, "classification, sketch": -1.0, "contrast": -1.0, "classification": 1.0}
+    return Claim(
+        name="cvlp-gap",
+        paper="CVLP",
+        section=CVLP_SECTION,
+        statement="What contrast is ahead of classification grows with the gap between the domains of pre-training and "
+        "task.",
+        figure=CVLP_FIGURE,
+        differs="what is learnt about regions, and in what style the pictures of the task are drawn",
+        arms=arms,
+        contrasts={"(contrast - classification) in sketches - in plain drawings": Contrast(weights=gain, size=2)},
+        worlds={"sketch": World(scenes={"style": "sketch"})},
+        minutes=estimate_minutes(arms),
+        note="The detector has seen plain drawings only. Fine-tuned and tested in the same style.",
+    )
+
+
+def _queue() -> Claim:
+    short = pretrain("cvlp", f"objective_settings.region_contrast.queue_size={30 * 32 * 6 // 15}")
+    arms = {
+        "long": Arm(about="5,760 regions of about 60 batches", trainings=(CVLP, answer("cvlp"))),
+        "short": Arm(about="384 regions of about 4 batches", trainings=(short, answer("cvlp"))),
+    }
+    return Claim(
+        name="cvlp-queue",
+        paper="CVLP",
+        section=CVLP_SECTION,
+        statement="Contrast with a longer queue of earlier regions is better.",
+        figure="ablation not accessible; the release queues 276,480 regions",
+        differs="objective_settings.region_contrast.queue_size",
+        arms=arms,
+        contrasts={"long - short": Contrast(weights={"long": 1, "short": -1}, size=2)},
+        minutes=estimate_minutes(arms),
+    )
+
+
+def _collapse() -> Claim:
+    deep = ("encoder.num_region_layers=3", "encoder.num_cross_layers=3")
+    arms = {
+        "without": Arm(
+            about="the key network runs all layers",
+            trainings=(pretrain("cvlp", *deep, "encoder.key_drop_rate=0.0", updates=EARLY),),
+        ),
+        "with": Arm(
+            about="it skips one layer of each stream half of the time",
+            trainings=(pretrain("cvlp", *deep, updates=EARLY),),
+        ),
+    }
+    return Claim(
+        name="cvlp-collapse",
+        paper="CVLP",
+        section=CVLP_SECTION,
+        statement="Without skipped layers the contrastive task becomes trivial early.",
+        figure="none accessible",
+        differs="encoder.key_drop_rate, 0 or 0.5",
+        measure=Measure(kind="validation", name="region_contrast_accuracy"),
+        arms=arms,
+        contrasts={"without - with": Contrast(weights={"without": 1, "with": -1}, size=5)},
+        minutes=2.0,
+        note=f"After {EARLY} updates of a schedule of that length. All streams have three layers, the fewest of which "
+        "one can be skipped. In validation no layer is skipped, so that both arms are asked the same.",
+    )
+
+
 TWO_STREAMS: Mapping[str, Claim] = {
-    claim.name: claim for claim in (_data(), _classes(), _two_streams(), _qa(), _vision(), _contrast(), _noise())
+    claim.name: claim
+    for claim in (
+        _data(),
+        _classes(),
+        _two_streams(),
+        _depth(),
+        _qa(),
+        _qa_sets(),
+        _scratch(),
+        _vision(),
+        _contrast(),
+        _noise(),
+        _gap(),
+        _queue(),
+        _collapse(),
+    )
 }
 """Name -> claim."""
