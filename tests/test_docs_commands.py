@@ -104,7 +104,7 @@ ELSEWHERE = ("docs/own_data.md",)
 QUICK = (
     "docs/tour.md", "docs/inspect.md", "docs/gallery.md", "docs/formats/states.md", "docs/formats/store.md",
     "docs/converting_regions.md", "docs/tasks/vqa.md", "docs/tasks/nlvr.md",
-    "docs/recipes.md",
+    "docs/recipes.md", "docs/corpora.md",
     "docs/checkpoints.md", "docs/tasks/gqa.md", "docs/tasks/referring.md", "docs/tasks/vcr.md",
     "docs/tasks/classification.md", "docs/tasks/nlvr2.md", "docs/tasks/retrieval.md", "docs/finetuning.md",
     "docs/detectors/own.md",

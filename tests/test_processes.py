@@ -222,6 +222,22 @@ def test_any_number_of_processes_validates_pretraining_alike(world: Any, tmp_pat
     assert scores[2] == scores[0]
 
 
+def test_any_number_of_processes_trains_on_text_alone(world: Any, tmp_path: Path) -> None:
+    """The whole training, to rounding: no example of an update depends on who computes it."""
+    changes = ['corpora=[{kind = "text"}]', "objectives={masked_lm = 1.0}", "train.max_steps=4"]
+    scores = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}"
+        own = [f"batch_size={12 // processes}", *changes]
+        run_by(
+            processes, "pretrain", "--recipe", "vilbert-scenes", "--data", str(world.scenes), "--out", str(out),
+            *(part for change in own for part in ("--set", change)),
+        )  # fmt: skip
+        scores.append(validated(out))
+    assert scores[0][0].keys() == {"loss", "masked_lm", "masked_lm_accuracy"}
+    assert scores[1][0]["loss"] == pytest.approx(scores[0][0]["loss"], rel=1e-4)
+
+
 def test_any_number_of_processes_validates_fine_tuning_alike(world: Any, tmp_path: Path) -> None:
     scores = []
     for processes in (1, 2, 3):

@@ -678,7 +678,7 @@ def test_nlvr2_is_read_with_both_images(nlvr2: tuple[Path, Path], tmp_path: Path
     assert len(told) == 2
     assert all(line["parts"]["matching"] > 0 and line["parts"]["masked_lm"] > 0 for line in told)
     layout = TextLayout(Tokenizer(), models.spec("visualbert").inputs(run.encoder))
-    source = read_corpora(run, [str(data)], layout, NativeStore.open(store), valid=True, answers=None).images
+    source = read_corpora(run, [str(data)], layout, NativeStore.open(store), valid=True, answers=None).examples
     assert len(source) == 15
     example = source.example(0, np.random.default_rng(0))
     assert example.images == ("dev-951-1-img0", "dev-951-1-img1")
@@ -732,7 +732,7 @@ def test_answers_may_be_spelt_as_in_the_release(world: Any, kind: str) -> None:
     layout = TextLayout(tokenizer, models.spec("visualbert").inputs(run.encoder))
     source = read_corpora(
         run, [str(world.scenes)], layout, NativeStore.open(world.regions), valid=False, answers=None
-    ).images
+    ).examples
     texts = [
         tokenizer.decode(source.example(index, np.random.default_rng(index)).rows[0].ids)
         for index in range(len(source))

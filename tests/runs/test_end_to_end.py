@@ -76,7 +76,7 @@ def loader(world: Any, run: PretrainConfig, *, valid: bool = True, **settings: A
     spec, tokenizer = models.spec(run.model).inputs(run.encoder), Inputs(run.model, run.encoder, None, "cpu").tokenizer
     source = read_corpora(
         run, [str(world.scenes)], TextLayout(tokenizer, spec), store, valid=valid, answers=None
-    ).images
+    ).examples
     assert run.extractor is not None
     pictures = PictureFiles(find_corpus_pictures(run.corpora, world.scenes, [source], store), run.extractor)
     collator = Collator(

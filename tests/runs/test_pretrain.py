@@ -139,11 +139,11 @@ def test_a_corpus_of_ones_own_is_mixed_in_and_trained_on(world: Any, tmp_path: P
     data = [str(world.scenes), str(tmp_path / "own")]
     store = NativeStore.open(world.regions)
     layout = Inputs(run.model, run.encoder, None, "cpu").layout
-    examples = read_corpora(run, data, layout, store, valid=False, answers=None)
-    assert images_of(examples.images)[-3:] == images
-    assert len(examples.images) == 120 + 2 * 3
+    found = read_corpora(run, data, layout, store, valid=False, answers=None)
+    assert images_of(found.examples)[-3:] == images
+    assert len(found.examples) == 120 + 2 * 3
     note = f"fixtures.toy_corpus.shouted of {tmp_path / 'own'}: left out 1 sentences of 1 images without regions"
-    assert list(examples.notes) == [note]
+    assert list(found.notes) == [note]
     state = pretrain(run, tmp_path / "run", data=data, store=world.regions, device="cpu")
     assert state.step == 2
     assert note in (tmp_path / "run" / "log.jsonl").read_text()
@@ -162,8 +162,8 @@ def test_every_corpus_of_every_folder_is_read_by_weight(world: Any) -> None:
     }
     data = [str(world.scenes), f"{world.scenes}@val"]
     assert captions == {"train": 120, "val": 15}
-    assert len(read_corpora(run, data, layout, store, valid=False, answers=None).images) == 120 + 60 + 15 + 8
-    assert len(read_corpora(run, data, layout, store, valid=True, answers=None).images) == 15 + 8
+    assert len(read_corpora(run, data, layout, store, valid=False, answers=None).examples) == 120 + 60 + 15 + 8
+    assert len(read_corpora(run, data, layout, store, valid=True, answers=None).examples) == 15 + 8
     with pytest.raises(DataError, match="give one without @SPLIT"):
         read_corpora(run, data[1:], layout, store, valid=True, answers=None)
 
@@ -555,16 +555,6 @@ def test_captions_and_text_resume_bit_by_bit(world: Any, tmp_path: Path) -> None
     assert train("parts", resume=True) == "finished"
     whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
-
-
-def test_text_needs_masked_words(world: Any, tmp_path: Path) -> None:
-    data = world.annotations(tmp_path / "data")
-    (data / "train.doc").write_text("a text\n")
-    run = configs.override(texted(), ['corpora=[{kind = "single_captions"}, {kind = "text"}]'])
-    run = dataclasses.replace(run, model="lxmert", encoder="tiny", any_features=True, objectives={"matching": 1.0})
-    with pytest.raises(ConfigError, match="text without images trains only masked_lm"):
-        pretrain(run, tmp_path / "run", data=[str(data)], store=world.regions, device="cpu")
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_table_of_a_model() -> None:

@@ -53,8 +53,8 @@ def tiny(*settings: str) -> PretrainConfig:
 def read(run: PretrainConfig, data: Path, store: Path) -> tuple[VcrChoices, Corpora]:
     layout = TextLayout(Tokenizer(), models.spec(run.model).inputs(run.encoder))
     found = read_corpora(run, [str(data)], layout, NativeStore.open(store), valid=False, answers=None)
-    assert isinstance(found.images, VcrChoices)
-    return found.images, found
+    assert isinstance(found.examples, VcrChoices)
+    return found.examples, found
 
 
 def test_the_recipe_trains_end_to_end(files: Files, tmp_path: Path) -> None:

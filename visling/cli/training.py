@@ -40,8 +40,11 @@ def pretrain(
             help="Folder of annotations; may be repeated. DIR@SPLIT reads one split, for training only.",
         ),
     ],
-    store: Annotated[Path, typer.Option(metavar="DIR", help="Region store that holds every image.")],
     out: Out,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Region store that holds every image; text alone needs none."),
+    ] = None,
     init: Init = None,
     resume: Resume = False,
     images: Images = None,

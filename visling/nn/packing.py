@@ -43,7 +43,8 @@ class Packing:
                 cannot count them, gets all.
         """
         flat = mask.flatten()
-        if torch.compiler.is_compiling() and (count is None or count >= len(flat)):
+        takes_all = torch.compiler.is_compiling() and (count is None or count >= len(flat))
+        if takes_all or (count is None and not len(flat)):  # there is nothing to count
             return cls(mask, torch.arange(len(flat), device=mask.device))
         if count is None:
             return cls(mask, flat.nonzero()[:, 0])

@@ -14,7 +14,7 @@ from visling.checkpoints import catalog, files
 from visling.errors import CheckpointError
 from visling.feature_kinds import NEAR, describe_kind, fits, name_today
 from visling.models.base import Encoder
-from visling.pretrained.folder import ModelFolder
+from visling.pretrained.folder import ModelFolder, load_encoder
 from visling.regions.store import NativeStore
 from visling.vision.extractors import NETWORKS
 
@@ -126,14 +126,36 @@ def load_backbone(extractor: nn.Module, kind: str, path: Path) -> str:
     return f"the region extractor starts from {path} ({layout})"
 
 
+def start_encoder(
+    encoder: Encoder, saved: ModelFolder | None, store: NativeStore | None, images: Iterable[str]
+) -> list[str]:
+    """Give a run's encoder the weights of the model that it starts from, and statistics of region features unless that
+    model has some. Returns notes for the log.
+
+    Args:
+        saved: None = the encoder stays randomly initialised.
+        store, images: of `measure_features`.
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    notes = [] if saved is None else load_encoder(encoder, saved)
+    if saved is not None and not saved.text_only:
+        return notes
+    measure_features(encoder, store, images)
+    if saved is not None and store is not None:
+        statistics = f"; statistics of features are those of {store.path}" if _keeps_statistics(encoder) else ""
+        notes.append(f"all weights of the encoder are those of {saved.path}, which has seen no region{statistics}")
+    return notes
+
+
 SAMPLED_IMAGES = 2000
 """Images, evenly spread over the training images, on whose regions an encoder measures its statistics."""
 
 
 def measure_features(encoder: Encoder, store: NativeStore | None, images: Iterable[str]) -> Encoder:
     """The encoder with its statistics of region features measured on a sample of these images, if it keeps any."""
-    if not getattr(encoder.config, "whiten_features", True):
-        return encoder  # it keeps none: the sample, hundreds of megabytes, is not read
+    if not _keeps_statistics(encoder):
+        return encoder  # the sample, hundreds of megabytes, is not read
     ids = [] if store is None else sorted({image_id for image_id in images if image_id in store})
     if store is not None and ids:
         ids = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
@@ -141,3 +163,8 @@ def measure_features(encoder: Encoder, store: NativeStore | None, images: Iterab
             torch.cat([torch.from_numpy(store[image_id].features.astype("float32")) for image_id in ids])
         )
     return encoder
+
+
+def _keeps_statistics(encoder: Encoder) -> bool:
+    """Whether an encoder measures region features; one of another package is asked to."""
+    return bool(getattr(encoder.config, "whiten_features", True))

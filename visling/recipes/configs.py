@@ -9,8 +9,8 @@ from typing import Any
 
 from visling import config as configs
 from visling.data.batches.masking import RegionMasking, TokenMasking
-from visling.data.corpora.base import Corpus
-from visling.data.corpora.readers import check_corpora, without_objectives
+from visling.data.corpora.base import Corpus, TextReader
+from visling.data.corpora.readers import are_text, check_corpora, find_reader, without_objectives
 from visling.errors import ConfigError, Conflicts, VislingError, nearest, refuse
 from visling.models import encoder_config, head_styles
 from visling.objectives.masked_regions import RegionLosses
@@ -34,6 +34,8 @@ class PretrainConfig:
     any_features: bool = False
     """Whether the encoder's feature width follows the region store; a published run reads features of one width."""
     corpora: tuple[Corpus, ...]
+    """What is read. Text without images comes in batches next to those with images, or alone if there is no other
+    corpus; the model is then trained without any region."""
     objectives: Mapping[str, float]
     """Objective (`OBJECTIVES`) -> weight in the loss. Weight 0 leaves an objective out, with all that only it needs."""
     from_epoch: Mapping[str, int] = field(default_factory=dict)
@@ -90,13 +92,45 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoder_config(self.model, self.encoder))
         conflicts = Conflicts()
+        text_only = False
         with conflicts.collect():
             check_corpora(self.corpora)
-        conflicts.errors += self._find_problems()
+            text_only = self.text_only
+            conflicts.errors += self._find_text_problems()
+        conflicts.errors += self._find_problems(text_only)
         conflicts.refuse()
-        self._drop_weightless()
+        self._drop_unread()
 
-    def _find_problems(self) -> Iterator[ConfigError]:
+    @property
+    def text_only(self) -> bool:
+        """Whether it trains without any region: text is all that it reads."""
+        return are_text(self.corpora)
+
+    def _find_text_problems(self) -> Iterator[ConfigError]:
+        """What text without images cannot train."""
+        texts = [corpus.kind for corpus in self.corpora if isinstance(find_reader(corpus.kind), TextReader)]
+        learned = [name for name, weight in self.objectives.items() if weight > 0]
+        # Next to other corpora, text is left out with an objective of weight 0
+        if texts and "masked_lm" not in (learned if self.text_only else self.objectives):
+            yield ConfigError(
+                "text without images trains only masked_lm, which the recipe's objectives lack. Add it, or leave the "
+                "text corpus out."
+            )
+        if not self.text_only:
+            return
+        if others := [name for name in learned if name != "masked_lm"]:
+            zeros = " ".join(f"--set objectives.{name}=0" for name in others)
+            yield ConfigError(
+                f"the objectives {', '.join(others)} need images, but the only corpus is text without any. Leave them "
+                f"out with {zeros}, or add a corpus of sentences about images, for example captions."
+            )
+        if self.extractor is not None:
+            yield ConfigError(
+                "text alone shows no region, so that the recipe's extractor would have nothing to compute. Use "
+                "--set extractor=none."
+            )
+
+    def _find_problems(self, text_only: bool) -> Iterator[ConfigError]:
         for name, weight in self.objectives.items():
             if name not in OBJECTIVES:
                 yield ConfigError(f"unknown objective {name!r}. {nearest(name, OBJECTIVES)}")
@@ -113,22 +147,22 @@ class PretrainConfig:
                     f"{what} names {', '.join(unknown)}, which the objectives {', '.join(self.objectives)} lack. "
                     "Take it out, or add it."
                 )
-        yield from _check_batches(self)
+        yield from _check_batches(self, text_only)
         if self.extractor is not None:
             yield from _check_extractor(self.extractor, self.encoder)
             yield from self._check_computed_features()
 
-    def _drop_weightless(self) -> None:
+    def _drop_unread(self) -> None:
         """Leave out objectives of weight 0 with their settings and with what only they read: corpora, region losses and
-        masked regions."""
+        masked regions; the last two also where there is nothing but text."""
         dropped = {name for name, weight in self.objectives.items() if not weight}
-        if not dropped:
+        if not dropped and not self.text_only:
             return
         for field_name in ("objectives", "from_epoch", "objective_settings"):
             named = getattr(self, field_name)
             object.__setattr__(self, field_name, {name: value for name, value in named.items() if name not in dropped})
         object.__setattr__(self, "corpora", without_objectives(self.corpora, dropped))
-        if "masked_regions" in dropped:
+        if "masked_regions" in dropped or self.text_only:
             object.__setattr__(self, "region_losses", None)
             if "region_contrast" not in self.objectives:
                 object.__setattr__(self, "region_masking", None)
@@ -242,7 +276,7 @@ class FinetuneConfig:
         with conflicts.collect():
             head_styles(self.model, self.head_layout)
         yield from conflicts.errors
-        yield from _check_batches(self)
+        yield from _check_batches(self, self.text_only)
         if self.extractor is not None:
             yield from _check_extractor(self.extractor, self.encoder)
             if self.text_only:
@@ -271,7 +305,7 @@ def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> Iterator[Con
             )
 
 
-def _check_batches(run: PretrainConfig | FinetuneConfig) -> Iterator[ConfigError]:
+def _check_batches(run: PretrainConfig | FinetuneConfig, text_only: bool) -> Iterator[ConfigError]:
     """What is wrong with how examples are put into batches."""
     if run.batch_size < 1:
         yield ConfigError(f"batch_size must be at least 1; found {run.batch_size}.")
@@ -282,7 +316,6 @@ def _check_batches(run: PretrainConfig | FinetuneConfig) -> Iterator[ConfigError
         )
     if run.workers < 0:
         yield ConfigError(f"workers must be 0 or more; found {run.workers}. 0 prepares batches in a thread.")
-    text_only = isinstance(run, FinetuneConfig) and run.text_only
     if run.store_on_device and (run.extractor is not None or text_only):
         yield ConfigError(
             "store_on_device=true keeps stored features on the device, and this run reads none: it "

@@ -52,6 +52,7 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     **visualbert.SCENES,
     **vlbert.SCENES,
     **vilbert.SCENES,
+    **vilbert_baseline.SCENES,
     **lxmert.SCENES,
     **cvlp.SCENES,
     **nlvr.PRETRAINING,
@@ -62,6 +63,7 @@ PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
 FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     **scenes.FINETUNING,
     **vlbert.SCENES_FINETUNING,
+    **vilbert_baseline.SCENES_FINETUNING,
     **nlvr.FINETUNING,
     **own.FINETUNING,
     **PUBLISHED_FINETUNING,

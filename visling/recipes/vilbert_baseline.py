@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from visling import models
-from visling.recipes import vilbert
+from visling.recipes import scenes, vilbert
 from visling.recipes.configs import FinetuneConfig, PretrainConfig
 
 MODEL = "vilbert-baseline"
@@ -96,6 +96,21 @@ def _of_baseline(run: FinetuneConfig, preset: str, **changes: Any) -> FinetuneCo
     )
 
 
+def baseline_scenes() -> PretrainConfig:
+    """ViLBERT's baseline on drawn scenes: one stream, everything else as in vilbert-scenes."""
+    return replace(
+        vilbert.vilbert_scenes(),
+        recipe="vilbert-baseline-scenes",
+        model=MODEL,
+        encoder=models.spec(MODEL).presets["scenes"],
+    )
+
+
+def baseline_vqa_scenes() -> FinetuneConfig:
+    """Visual question answering on drawn scenes, by ViLBERT's baseline."""
+    return scenes.on_scenes(MODEL, "vqa")
+
+
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {"vilbert-baseline-conceptual": baseline_conceptual}
 
 FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
@@ -104,3 +119,8 @@ FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {
     "vilbert-baseline-vcr-rationale": baseline_vcr_rationale,
     "vilbert-baseline-refcoco+": baseline_refcoco_plus,
 }
+
+SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"vilbert-baseline-scenes": baseline_scenes}
+"""Of ours, on drawn scenes."""
+
+SCENES_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = {"vilbert-baseline-vqa-scenes": baseline_vqa_scenes}

@@ -147,6 +147,22 @@ def vlbert_scenes() -> PretrainConfig:
     )
 
 
+def vlbert_scenes_e2e() -> PretrainConfig:
+    """VL-BERT on drawn scenes, small model end to end.
+
+    As vlbert-scenes, but a small network computes the features of regions from the pictures (`--images`) and is trained
+    jointly, from scratch; masked regions are cut out of the pictures. The store gives boxes and the detector's classes.
+    """
+    run = vlbert_scenes()
+    return replace(
+        run,
+        recipe="vlbert-scenes-e2e",
+        encoder=vlbert_tasks.reading_network(run.encoder),
+        extractor=vlbert_tasks.SCENES_EXTRACTOR,
+        train=replace(run.train, optim=replace(run.train.optim, lr=vlbert_tasks.SCENES_E2E_RATE)),
+    )
+
+
 PRETRAINING: Mapping[str, Callable[[], PretrainConfig]] = {
     "vlbert-base-prec": vlbert_base_prec,
     "vlbert-base-prec-without-text": vlbert_base_prec_without_text,
@@ -159,5 +175,8 @@ FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = vlbert_tasks.FINETUNING
 
 SCENES_FINETUNING: Mapping[str, Callable[[], FinetuneConfig]] = vlbert_tasks.SCENES
 
-SCENES: Mapping[str, Callable[[], PretrainConfig]] = {"vlbert-scenes": vlbert_scenes}
+SCENES: Mapping[str, Callable[[], PretrainConfig]] = {
+    "vlbert-scenes": vlbert_scenes,
+    "vlbert-scenes-e2e": vlbert_scenes_e2e,
+}
 """Of ours, on drawn scenes."""

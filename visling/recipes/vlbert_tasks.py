@@ -224,6 +224,9 @@ SCENES_EXTRACTOR = ExtractorConfig(
     longer_side=128,
 )
 """For drawn scenes of 128 pixels: small enough to be trained from scratch, so that no stage is frozen."""
+SCENES_E2E_RATE = 4e-4
+"""The rate of the runs on stored features, 1e-3 and more, breaks the network down after some hundred updates
+(docs/log.md)."""
 
 
 def vlbert_vqa_scenes_e2e() -> FinetuneConfig:
@@ -249,14 +252,16 @@ def _end_to_end_on_scenes(task: str) -> FinetuneConfig:
     return replace(
         run,
         recipe=f"{run.recipe}-e2e",
-        encoder=replace(
-            run.encoder, feature_size=SCENES_EXTRACTOR.feature_size, whiten_features=False, masks_features=False
-        ),
+        encoder=reading_network(run.encoder),
         any_features=False,
         extractor=SCENES_EXTRACTOR,
-        # The rate of the stored runs, 1e-3, breaks the network down after some hundred updates (docs/log.md).
-        train=replace(run.train, optim=scenes.small_optimiser(4e-4)),
+        train=replace(run.train, optim=scenes.small_optimiser(SCENES_E2E_RATE)),
     )
+
+
+def reading_network(encoder: Any) -> Any:
+    """VL-BERT's config for features that the network for scenes computes while it is trained."""
+    return replace(encoder, feature_size=SCENES_EXTRACTOR.feature_size, whiten_features=False, masks_features=False)
 
 
 def _adamw(*, lr: float, warmup_steps: int) -> OptimConfig:

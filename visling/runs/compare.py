@@ -240,8 +240,8 @@ def _count_updates(run: PretrainConfig, place: Places, store: NativeStore) -> in
     """Updates of a pre-training run, whose corpora are read for it."""
     layout = Inputs(run.model, run.encoder, store, place.device).layout
     data = [str(place.data)]
-    training = read_corpora(run, data, layout, store, valid=False, answers=run_answers(run, data))
-    return run.train.max_steps or run.train.epochs * (len(training.images) // run.batch_size // run.train.accumulation)
+    examples = read_corpora(run, data, layout, store, valid=False, answers=run_answers(run, data)).examples
+    return run.train.max_steps or run.train.epochs * (len(examples) // run.batch_size // run.train.accumulation)
 
 
 def _digest_examples(run: FinetuneConfig, split: str, place: Places, store: NativeStore) -> dict[str, Any]:

@@ -19,11 +19,10 @@ from visling.errors import ConfigError, Conflicts, DataError, StoreError, Vislin
 from visling.models.base import TaskStart
 from visling.models.task_model import TaskModel
 from visling.pretrained.answers import carry_over, continue_task_head
-from visling.pretrained.features import check_features, measure_features
+from visling.pretrained.features import check_features, start_encoder
 from visling.pretrained.folder import (
     ModelFolder,
     check_family,
-    load_encoder,
     objective_heads,
     read_model_folder,
     save_model_folder,
@@ -326,8 +325,8 @@ class Finetuning:
         """The model with its initial weights, and notes on its heads."""
         config, task, start = self.config, self.task, self.start
         encoder = models.build(config.model, config.encoder)
-        if config.extractor is None:
-            measure_features(encoder, self.store, list_images(self.train_records))
+        store = self.store if config.extractor is None else None
+        started = start_encoder(encoder, start, store, list_images(self.train_records))
         extractor, notes = build_extractor(config, start, self.backbone)
         styles = models.head_styles(config.model, config.head_layout)
         model = TaskModel(encoder, task.heads, styles, group=task.group, extractor=extractor)
@@ -335,7 +334,7 @@ class Finetuning:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
             return model.to(self.inputs.device), notes
-        notes += [*describe_followed(config, start.path), *load_encoder(encoder, start)]
+        notes += [*describe_followed(config, start.path), *started]
         notes += self.start_heads(model, start)
         return model.to(self.inputs.device), notes
 

@@ -18,12 +18,11 @@ from typing import TextIO
 from visling import models
 from visling.errors import ConfigError, DataError, StoreError, VislingError, nearest
 from visling.models.task_model import JointModel
-from visling.pretrained.features import check_features, measure_features
+from visling.pretrained.features import check_features, start_encoder
 from visling.pretrained.folder import (
     SavedTask,
     check_family,
     describe_model_folder,
-    load_encoder,
     read_model_folder,
     save_model_folder,
 )
@@ -244,7 +243,7 @@ class Multitasking:
         config, tasks = self.config, self.tasks
         self._check_answers()
         encoder = models.build(config.model, config.encoder)
-        measure_features(encoder, self.store, self._list_images())
+        started = start_encoder(encoder, self.start, self.store, self._list_images())
         model = JointModel(
             encoder,
             {name: (task.task.heads, task.task.group) for name, task in tasks.items()},
@@ -256,7 +255,7 @@ class Multitasking:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
         else:
-            notes += [*describe_followed(config, self.start.path), *load_encoder(encoder, self.start)]
+            notes += [*describe_followed(config, self.start.path), *started]
             for name, task in tasks.items():
                 notes += [f"{name}: {note}" for note in task.start_heads(model.of_task(name), self.start)]
         return model.to(self.inputs.device), notes

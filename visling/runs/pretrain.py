@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -17,8 +17,8 @@ from visling.errors import ConfigError, Conflicts, DataError
 from visling.objectives.pretrain_model import PretrainModel
 from visling.objectives.region_contrast import RegionContrast
 from visling.pretrained.answers import save_answers
-from visling.pretrained.features import check_features, measure_features
-from visling.pretrained.folder import ModelFolder, check_family, load_encoder, read_model_folder, save_model_folder
+from visling.pretrained.features import check_features, start_encoder
+from visling.pretrained.folder import ModelFolder, check_family, read_model_folder, save_model_folder
 from visling.recipes.changes import describe_followed
 from visling.recipes.configs import PretrainConfig
 from visling.recipes.releases import describe_start
@@ -49,7 +49,7 @@ def pretrain(
     out: Path,
     *,
     data: Sequence[str],
-    store: Path,
+    store: Path | None,
     init: Path | None = None,
     device: str = "auto",
     resume: bool = False,
@@ -68,7 +68,7 @@ def pretrain(
             `DIR@SPLIT` reads that split instead of the recipe's training split and uses none of it for validation
             (NLVR: dev.train leaves out what fine-tuning holds out).
         store: region store of the images of the corpora; if the recipe has an extractor, only boxes and classes are
-            read from it.
+            read from it. Of a run on text alone nothing but the width of features is, and it may be None.
         init: model or run folder, whose encoder's settings the run has (`runs.configure`); None starts from scratch.
         other_features: accept that `init` was trained on features of another detector.
         images: folder of the images, for a recipe with an extractor.
@@ -97,7 +97,7 @@ class Pretraining:
         config: PretrainConfig,
         *,
         data: Sequence[str],
-        store: Path,
+        store: Path | None,
         init: Path | None,
         device: str,
         other_features: bool,
@@ -111,33 +111,38 @@ class Pretraining:
             check_objectives(config)
         with conflicts.collect():
             check_images_option(config, images, backbone)
+        self.store: NativeStore | None = None
         with conflicts.collect():
-            self.store = NativeStore.open(store)
+            self.store = None if store is None else NativeStore.open(store)
         self.start: ModelFolder | None = None
         with conflicts.collect():
             self.start = None if init is None else read_model_folder(init)
             config = follow_init(config, init)
+        if store is None:
+            conflicts.errors += _find_need_of_store(config, self.start)
         conflicts.refuse()
         self.config = config
         with conflicts.collect():
-            self.config = config = fit_to_store(config, self.store)
+            if self.store is not None:
+                self.config = config = fit_to_store(config, self.store)
         with conflicts.collect():
             if self.start is not None:
                 check_family(self.start, config.model)
         with conflicts.collect():
-            if self.start is not None:
+            if self.start is not None and self.store is not None:
                 extracts = config.extractor is not None
                 self.notice = check_features(self.start, self.store, override=other_features, extracts=extracts)
         with conflicts.collect():
-            self.inputs = Inputs(config.model, config.encoder, self.store, device, few_shapes=config.train.few_shapes)
+            regions = None if config.text_only else self.store
+            self.inputs = Inputs(config.model, config.encoder, regions, device, few_shapes=config.train.few_shapes)
             self._read_data(data)
         conflicts.refuse()
         self.layouts = [self.inputs.layout]
-        if config.extractor is not None and images is not None:
-            sources = (self.training.images, self.validation.images)
+        if config.extractor is not None and images is not None and self.store is not None:
+            sources = (self.training.examples, self.validation.examples)
             files = find_corpus_pictures(config.corpora, images, sources, self.store)
             self.inputs.pictures = PictureFiles(files, config.extractor)
-        texts = [source for source in (self.training.images, self.training.text) if source is not None]
+        texts = [source for source in (self.training.examples, self.training.text) if source is not None]
         self.spelled = SpelledWords(config, self.inputs, texts, init)
         self.backbone = backbone
         self.origin = describe_origin(data=data, images=images)
@@ -154,7 +159,7 @@ class Pretraining:
         with conflicts.collect():
             self.validation = read_corpora(config, data, layout, self.store, valid=True, answers=self.answers)
         conflicts.refuse()
-        if not len(self.validation.images):
+        if not len(self.validation.examples):
             raise DataError(
                 f"split {config.valid_split!r} of {', '.join(data)} holds no example to validate on. Name another with "
                 "--set valid_split=NAME."
@@ -166,17 +171,18 @@ class Pretraining:
         model, notes = self._build_model()
         if config.store_on_device:
             self.inputs.move_features()
-        asked, shrunk = fit_batch(config, len(self.training.images), started_by)
-        sizes = {"images": asked}
+        asked, shrunk = fit_batch(config, len(self.training.examples), started_by)
+        main = "text" if config.text_only else "images"
+        sizes = {main: asked}
         if self.training.text is not None:
             sizes["text"] = max(1, round(self.training.text_share * asked))
         valid_text = sizes.get("text", 0)
         sizes, accumulation = fit_layout(sizes, config.train.accumulation, started_by)
-        captioned = self._load_examples(model, self.training.images, sizes["images"], accumulation)
+        examples = self._load_examples(model, self.training.examples, sizes[main], accumulation)
         batches = (
-            captioned
+            examples
             if self.training.text is None
-            else PairedLoader(captioned, self._load_text(self.training, sizes["text"], accumulation))
+            else PairedLoader(examples, self._load_text(self.training.text, sizes["text"], accumulation))
         )
 
         def step(batch: Batch, targets: Targets) -> Loss:
@@ -204,7 +210,13 @@ class Pretraining:
 
         def save(path: Path) -> None:
             save_model_folder(
-                path, model, run=config, task=None, text_only=False, store=self.store, tokenizer=self.inputs.tokenizer
+                path,
+                model,
+                run=config,
+                task=None,
+                text_only=config.text_only and (self.start is None or self.start.text_only),
+                store=self.store,
+                tokenizer=self.inputs.tokenizer,
             )
             if answers is not None:
                 save_answers(path, answers)
@@ -223,10 +235,10 @@ class Pretraining:
             accumulation=accumulation,
             validate=Validation(
                 model,
-                self._load_examples(model, self.validation.images, config.batch_size),
-                self.validation.images,
+                self._load_examples(model, self.validation.examples, config.batch_size),
+                self.validation.examples,
                 weights=config.objectives,
-                text=None if self.validation.text is None else self._load_text(self.validation, valid_text),
+                text=None if self.validation.text is None else self._load_text(self.validation.text, valid_text),
                 answers=answers,
                 precision=config.train.precision,
             ),
@@ -239,8 +251,9 @@ class Pretraining:
                 *self.spelled.note(),
                 *filter(None, [self.notice]),
                 *notes,
+                *([] if self.store is not None else [_describe_width(config)]),
             ),
-            begin=lambda: _fill_queue(model, captioned, config, self.inputs),
+            begin=lambda: _fill_queue(model, examples, config, self.inputs),
             after_update=model.after_update,
             after_skip=model.after_skip,
             # The key network of region contrast draws the layers that it skips
@@ -257,19 +270,19 @@ class Pretraining:
     def _build_model(self) -> tuple[PretrainModel, list[str]]:
         """The model with its initial weights, and notes on them for the log."""
         config, start = self.config, self.start
-        encoder = models.build(config.model, config.encoder)
-        if config.extractor is None:
-            measure_features(encoder, self.store, images_of(self.training.images))
+        # Text alone does not read the store, and an extractor makes other features
+        store = None if config.text_only or config.extractor is not None else self.store
+        images = [] if store is None else images_of(self.training.examples)
+        encoder, key_encoder = models.build(config.model, config.encoder), None
         key_alone = init_starts_key_alone(config)
-        key_encoder = None
-        if start is not None:
-            if key_alone:
-                key_encoder = models.build(config.model, config.encoder)
-            load_encoder(encoder if key_encoder is None else key_encoder, start)
+        if start is not None and key_alone:
+            start_encoder(encoder, None, store, images)
+            key_encoder = models.build(config.model, config.encoder)
+        started = start_encoder(encoder if key_encoder is None else key_encoder, start, store, images)
         extractor, notes = build_extractor(config, start, self.backbone)
         objectives = build_objectives(config, encoder, self.answers, key_encoder)
         if start is not None:
-            notes += describe_followed(config, start.path)
+            notes += [*describe_followed(config, start.path), *started]
         if start is None:
             if published := describe_start(config):
                 notes.append(f"starts from random weights; {published}")
@@ -283,7 +296,7 @@ class Pretraining:
     def _load_examples(
         self, model: PretrainModel, source: Source, batch_size: int, accumulation: int | None = None
     ) -> Loader:
-        """Batches of examples with images, masked, and with the targets that the objectives read.
+        """Batches of examples, masked, and with the targets that the objectives read.
 
         Args:
             accumulation: micro-batches per update; None = not for training.
@@ -297,20 +310,14 @@ class Pretraining:
             sort_by_length=config.sort_by_length if training else 1, masking=config.masking,
             region_masking=config.region_masking, flip=config.flip if training else 0.0,
             needs=frozenset[str]().union(*(objective.reads() for objective in model.all_objectives())),
-            pool=images_of(self.training.images) if random_regions else [],
+            pool=images_of(self.training.examples) if random_regions else [],
         )  # fmt: skip
 
-    def _load_text(self, corpora: Corpora, batch_size: int, accumulation: int | None = None) -> Loader:
-        """Batches of text without images; arguments as those of `_load_examples`."""
+    def _load_text(self, source: Source, batch_size: int, accumulation: int | None = None) -> Loader:
+        """Batches of text next to those with images; arguments as those of `_load_examples`."""
         config, training = self.config, accumulation is not None
-        if "masked_lm" not in config.objectives:
-            raise ConfigError(
-                "text without images trains only masked_lm, which the recipe's objectives lack. Add it, or leave the "
-                "text corpus out."
-            )
-        assert corpora.text is not None
         return self.inputs.loader(
-            corpora.text,
+            source,
             batch_size=batch_size,
             accumulation=accumulation or 1,
             seed=config.train.seed + _TEXT_SEED,
@@ -319,6 +326,25 @@ class Pretraining:
             text_only=True,
             masking=config.masking,
         )
+
+
+def _find_need_of_store(config: PretrainConfig, start: ModelFolder | None) -> Iterator[ConfigError]:
+    """Why a run cannot do without a region store."""
+    if not config.text_only:
+        yield ConfigError("a model that sees regions needs --store. Only a run on text alone does without.")
+    elif start is not None and not start.text_only:
+        yield ConfigError(
+            f"{start.path} was trained on regions, which its successors read as well: name their store with --store, "
+            "so that the model is saved with the identity of its features."
+        )
+
+
+def _describe_width(config: PretrainConfig) -> str:
+    """What a run without a store leaves open."""
+    return (
+        f"no --store: a run with regions that starts from this model reads features of width "
+        f"{config.encoder.feature_size}"
+    )
 
 
 def run_answers(config: PretrainConfig, data: Sequence[str]) -> AnswerVocabulary | None:
@@ -338,7 +364,7 @@ def read_corpora(
     config: PretrainConfig,
     data: Sequence[str],
     layout: TextLayout,
-    store: NativeStore,
+    store: NativeStore | None,
     *,
     valid: bool,
     answers: AnswerVocabulary | None,

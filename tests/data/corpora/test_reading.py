@@ -71,13 +71,13 @@ def save(path: Path, content: Any) -> Path:
     return path
 
 
-def read(run: PretrainConfig, data: Path | list[str], store: NativeStore, *, valid: bool = False) -> Corpora:
+def read(run: PretrainConfig, data: Path | list[str], store: NativeStore | None, *, valid: bool = False) -> Corpora:
     places = [str(data)] if isinstance(data, Path) else data
     return read_corpora(run, places, LAYOUT, store, valid=valid, answers=run_answers(run, places))
 
 
 def sentences(found: Corpora) -> list[str]:
-    source = found.images
+    source = found.examples
     return [
         LAYOUT.tokenizer.decode(source.example(index, generator_for(0, index)).rows[0].ids)
         for index in range(len(source))
@@ -146,7 +146,7 @@ def test_images_in_which_nothing_was_found_are_not_trained_on(files: Files, tmp_
         content["annotations"].append({"id": 40, "image_id": 4, "caption": "a tree"})
         save(file, content)
     found = read(run_of(kind), folder, store_of(tmp_path / "store", held, bare=bare))
-    shown = set(images_of(found.images))
+    shown = set(images_of(found.examples))
     assert {canonical(image) for image in shown} <= {canonical(image) for image in held}
     assert shown
     assert (
@@ -164,7 +164,7 @@ def test_a_pair_of_images_of_which_one_has_no_region_is_not_trained_on(files: Fi
         tmp_path / "store", ["train-1-0-img0", "train-1-0-img1", "train-2-0-img0"], bare=["train-2-0-img1"]
     )
     found = read(run_of("statements"), folder, store)
-    assert [record.images for record in found.images.records] == [("train-1-0-img0", "train-1-0-img1")]  # type: ignore[attr-defined]
+    assert [record.images for record in found.examples.records] == [("train-1-0-img0", "train-1-0-img1")]  # type: ignore[attr-defined]
     assert list(found.notes) == [f"statements of {folder}: left out 1 sentences of 1 images without regions"]
 
 
@@ -178,13 +178,13 @@ def test_numbers_of_visual_genome_are_not_those_of_coco(files: Files, tmp_path: 
     store = store_of(tmp_path / "store", ["1", "2", coco])
     assert "3" in store, "as VQA asks for it"
     found = read(run_of(kind, objectives=("masked_lm",)), folder, store)
-    assert images_of(found.images) == ["1", "2"]
+    assert images_of(found.examples) == ["1", "2"]
     assert found.notes[-1] == f"{kind} of {folder}: left out 1 sentences of 1 images without regions"
     both = read(
         run_of(kind, objectives=("masked_lm",)),
         folder,
         marked(tmp_path / "both", {"1": 1.0, "2": 2.0, "3": 3.0, coco: 4.0}),
-    ).images
+    ).examples
     assert images_of(both) == ["1", "2", "3"]
     collated = marked_features(both, NativeStore.open(tmp_path / "both"))
     assert collated == [1.0, 2.0, 3.0]
@@ -225,7 +225,7 @@ def marked_features(source: Source, store: NativeStore) -> list[float]:
 @pytest.mark.parametrize("keep_above", [True, False])
 def test_which_draws_keep_a_caption_follows_the_recipe(files: Files, tmp_path: Path, keep_above: bool) -> None:
     folder, store = files(tmp_path / "data", "vilbert_captions"), store_of(tmp_path / "store", ["1", "2"])
-    source = read(run_of(Corpus(kind="vilbert_captions", keep_above=keep_above)), folder, store).images
+    source = read(run_of(Corpus(kind="vilbert_captions", keep_above=keep_above)), folder, store).examples
     for draw in range(20):
         high = generator_for(draw).random() > 0.5
         assert source.example(0, generator_for(draw)).labels["matched"] == int(high == keep_above)
@@ -301,8 +301,8 @@ def test_coco_is_read_once_for_all_corpora(tmp_path: Path, monkeypatch: pytest.M
     run = run_of("captions", Corpus(kind="single_captions", weight=0.5))
     found = read(run, [str(folder) for folder in folders], store_of(tmp_path / "store", ["1", "2"]))
     assert sorted(readings) == folders
-    assert isinstance(found.images, Mixture)
-    texts = [[record.caption for record in source.records] for source in found.images.sources]
+    assert isinstance(found.examples, Mixture)
+    texts = [[record.caption for record in source.records] for source in found.examples.sources]
     assert texts == [[f"folder {number}, image {image}" for image in (1, 2)] for number in (0, 1)] * 2
 
 
@@ -316,7 +316,7 @@ def test_wrong_sentences_are_mixed_in_where_the_run_learns_matching(files: Files
     )
     store = store_of(tmp_path / "store", names)
     for objectives, labels in ((("masked_lm", "matching"), {0, 1}), (("masked_lm",), {IGNORE})):
-        source = read(run_of(kind, objectives=objectives), folder, store).images
+        source = read(run_of(kind, objectives=objectives), folder, store).examples
         assert isinstance(
             source,
             VilbertCaptions
@@ -331,7 +331,7 @@ def test_wrong_sentences_are_mixed_in_where_the_run_learns_matching(files: Files
 def test_vilbert_draws_captions_of_images_that_are_gone(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     save(folder / "caption_train.json", {"3": "gone", "1": "the street", "2": "the sky"})
-    source = read(run_of("vilbert_captions"), folder, store_of(tmp_path / "store", ["1", "2"])).images
+    source = read(run_of("vilbert_captions"), folder, store_of(tmp_path / "store", ["1", "2"])).examples
     drawn = {LAYOUT.tokenizer.decode(source.example(1, generator_for(draw)).rows[0].ids) for draw in range(60)}
     assert drawn == {"the sky", "gone", "the street"}
 
@@ -343,14 +343,14 @@ def test_questions_are_asked_for_answers_of_the_runs_own_table(files: Files, tmp
     table = run_answers(run, [str(folder)])
     assert table is not None
     assert list(table) == ["blue", "man"]
-    source = read(run, folder, store).images
+    source = read(run, folder, store).examples
     assert [source.example(index, generator_for(0)).labels for index in range(2)] == [
         {"matched": IGNORE, "answer": 1},
         {"matched": IGNORE, "answer": 0},
     ]
     if kind != "lxmert":
         rare = run_of(kind, objectives=("masked_lm", "image_qa"), min_answer_count=2)
-        source = read(rare, folder, store).images
+        source = read(rare, folder, store).examples
         answers = [source.example(index, generator_for(0)).labels["answer"] for index in range(2)]
         assert answers == [IGNORE, 0], "an answer outside the table is not asked for"
 
@@ -364,7 +364,7 @@ def test_the_table_beside_merged_files_is_everybodys(files: Files, tmp_path: Pat
     table = run_answers(run, data)
     assert table is not None
     assert list(table) == ["apple", "blue", "man"]
-    source = read(run, data, store_of(tmp_path / "store", ["1", "2"])).images
+    source = read(run, data, store_of(tmp_path / "store", ["1", "2"])).examples
     assert [source.example(index, generator_for(0)).labels["answer"] for index in range(4)] == [2, 1, 2, 1]
     other = files(tmp_path / "other", "lxmert")
     save(other / "all_ans.json", [{"ans": answer, "dsets": ["vqa"]} for answer in ("blue", "man")])
@@ -392,7 +392,7 @@ def test_the_answers_of_some_data_sets_alone(files: Files, tmp_path: Path) -> No
         answers = run_answers(run, [str(folder)])
         assert answers is not None
         assert list(answers) == table
-        source = read(run, folder, store).images
+        source = read(run, folder, store).examples
         asked.append([source.example(index, generator_for(0)).labels["answer"] for index in range(2)])
     assert asked == [[1, 0], [IGNORE, 0]]
 
@@ -402,7 +402,7 @@ def test_captions_beside_questions_have_all_labels(files: Files, tmp_path: Path)
     files(tmp_path / "data", "gqa")
     files(tmp_path / "data", "vilbert_captions")
     run = run_of("gqa", "vilbert_captions", objectives=("masked_lm", "image_qa"), min_answer_count=1)
-    source = read(run, tmp_path / "data", store_of(tmp_path / "store", ["1", "2"])).images
+    source = read(run, tmp_path / "data", store_of(tmp_path / "store", ["1", "2"])).examples
     assert isinstance(source, Mixture)
     assert all(isinstance(part, Labelled) for part in source.sources)
     assert [source.example(index, generator_for(0)).labels["answer"] for index in range(4)] == [1, 0, IGNORE, IGNORE]
@@ -414,7 +414,7 @@ def test_corpora_are_mixed_by_ratio(files: Files, tmp_path: Path) -> None:
         files(tmp_path / str(number), kind)
     data = [str(tmp_path / str(number)) for number in range(3)]
     mixed = (Corpus(kind="gqa", weight=2.0), Corpus(kind="vilbert_captions"), Corpus(kind="sbu", weight=0.5))
-    source = read(run_of(*mixed), data, store_of(tmp_path / "store", ["1", "2"])).images
+    source = read(run_of(*mixed), data, store_of(tmp_path / "store", ["1", "2"])).examples
     assert len(source) == 4 + 2 + 1
     shown = Counter(source.example(index, generator_for(0)).id for index in range(4))
     assert shown == {"07": 2, "8": 2}
@@ -502,26 +502,43 @@ def test_text_of_all_folders_is_one_corpus(files: Files, tmp_path: Path) -> None
     assert isinstance(found.text, PlainText)
     assert list(found.text.passages) == ["a sentence .", "another .", "from a book"]
     assert found.text_share == 0.5
-    assert len(found.images) == 2
+    assert len(found.examples) == 2
     assert found.notes[-1] == f"text of {folder / 'en_corpus'}: left out 1 lines without a word"
     save(folder / "caption_val.json", {"1": "the sky"})
     assert read(run_of("vilbert_captions", "text"), folder, store, valid=True).text is None, (
         "text without a validation split is not validated on"
     )
-    with pytest.raises(ConfigError, match="found text alone"):
-        read(run_of("text", objectives=("masked_lm",)), folder, store)
     with pytest.raises(ConfigError, match="one text corpus"):
         read(run_of("vilbert_captions", "text", "text"), folder, store)
+
+
+def test_text_alone_is_what_a_run_reads(tmp_path: Path) -> None:
+    save(tmp_path / "data" / "text" / "train.txt", "a sentence .\nanother .\n")
+    data, alone = [str(tmp_path / "data")], run_of("text", objectives=("masked_lm",))
+    assert alone.text_only
+    found = read(alone, data, None)
+    assert isinstance(found.examples, PlainText)
+    assert (list(found.examples.passages), found.text) == (["a sentence .", "another ."], None)
+    twice = read(run_of(Corpus(kind="text", weight=2.0), objectives=("masked_lm",)), data, None)
+    assert len(twice.examples) == 4, "a weight counts passes, as there is no row with an image to count by"
+    with pytest.raises(DataError, match=r"text alone is validated on its own split 'val'.* text/val.txt"):
+        read(alone, data, None, valid=True)
+    save(tmp_path / "data" / "text" / "val.txt", "the last .\n")
+    held = read(alone, data, None, valid=True).examples
+    assert isinstance(held, PlainText)
+    assert list(held.passages) == ["the last ."]
+    with pytest.raises(ConfigError, match="one text corpus"):
+        read(run_of("text", "text", objectives=("masked_lm",)), data, None)
 
 
 def test_several_splits_are_read_as_one(files: Files, tmp_path: Path) -> None:
     for split in ("train", "val"):
         files(tmp_path, "questions", split)
     store = store_of(tmp_path / "regions", ["1", "2"])
-    one = [len(read(run_of("questions", train_split=split), tmp_path, store).images) for split in ("train", "val")]
+    one = [len(read(run_of("questions", train_split=split), tmp_path, store).examples) for split in ("train", "val")]
     both = read(run_of("questions", train_split="train+val"), tmp_path, store)
-    assert len(both.images) == sum(one)
-    assert len(read(run_of("questions"), [f"{tmp_path}@train+val"], store).images) == sum(one)
+    assert len(both.examples) == sum(one)
+    assert len(read(run_of("questions"), [f"{tmp_path}@train+val"], store).examples) == sum(one)
     with pytest.raises(DataError, match=r"has the split train but not trian of 'train\+trian'"):
         read(run_of("questions", train_split="train+trian"), tmp_path, store)
 
@@ -532,7 +549,7 @@ def test_a_part_of_val_is_held_out(files: Files, tmp_path: Path) -> None:
     store = store_of(tmp_path / "regions", ["1", "2"])
     (tmp_path / "minival.txt").write_text("1\n")
     run = run_of("questions", train_split="train+nominival", valid_split="minival")
-    every = len(read(run_of("questions", train_split="train+val"), tmp_path, store).images)
-    held = read(run, tmp_path, store, valid=True).images
+    every = len(read(run_of("questions", train_split="train+val"), tmp_path, store).examples)
+    held = read(run, tmp_path, store, valid=True).examples
     assert set(images_of(held)) == {"1"}
-    assert len(read(run, tmp_path, store).images) == every - len(held)
+    assert len(read(run, tmp_path, store).examples) == every - len(held)

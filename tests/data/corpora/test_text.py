@@ -32,6 +32,15 @@ def test_plain_text_takes_following_passages_until_it_is_long_enough() -> None:
     assert len(PlainText(["word " * 500], LAYOUT).example(0, generator_for(0)).rows[0].ids) == LAYOUT.spec.max_tokens
 
 
+def test_plain_text_between_special_tokens() -> None:
+    source = PlainText(["one two three"], LAYOUT, min_words=0, max_tokens=4, special_tokens=True)
+    row = source.example(0, generator_for(0)).rows[0]
+    assert row.ids.tolist() == [TOKENIZER.cls, *TOKENIZER.encode("one two"), TOKENIZER.sep]
+    assert row.words is not None
+    assert row.words.tolist() == [-1, 0, 1, -1], "special tokens are never masked"
+    assert row.segments.tolist() == [0] * 4
+
+
 def test_empty_text() -> None:
     with pytest.raises(DataError, match="found none"):
         PlainText([], LAYOUT)

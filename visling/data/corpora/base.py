@@ -36,7 +36,7 @@ class Corpus:
     kind: str
     """One of `corpora.readers.names()`, or a dotted path to a kind of your own: my_package.my_module.kind."""
     weight: float = 1.0
-    """Passes over it per epoch; of text without images: rows per row with an image."""
+    """Passes over it per epoch; of text next to sentences about images: rows per row with an image."""
     keep_above: bool = True
     """Of vilbert_captions: a draw above one half keeps the caption (first release) or replaces it (False, multi-task
     release)."""
@@ -49,6 +49,9 @@ class Corpus:
     VisualBERT's release; None draws from all that people gave."""
     word_links: bool = False
     """Of vcr: links from names to regions count words instead of word pieces, as in VisualBERT's release by mistake."""
+    special_tokens: bool = False
+    """Of text: rows begin with [CLS] and end with [SEP], as sentences about images do; in VL-BERT's release they have
+    neither."""
 
 
 class RecordSource(Source, Protocol):
@@ -190,7 +193,8 @@ class CorpusContext:
     corpus: Corpus
     reader: CorpusReader | TextReader
     layout: TextLayout
-    store: NativeStore
+    regions: NativeStore | None
+    """Store of the regions; None where the run reads text alone."""
     matching: bool
     """Whether the run learns which text fits an image; without it no sentence is replaced."""
     answers: AnswerVocabulary | None = None
@@ -199,6 +203,12 @@ class CorpusContext:
     """What was left out, a sentence per corpus; shared by all corpora of a run."""
     captions: dict[tuple[Path, str], Captions] = field(default_factory=dict)
     """COCO's captions by folder and split, which several corpora of a run read; shared by all of them."""
+
+    @property
+    def store(self) -> NativeStore:
+        """Regions of the images that a corpus speaks of."""
+        assert self.regions is not None, "text is read without regions"
+        return self.regions
 
     def note(self, root: Path, left_out: Mapping[str, int]) -> None:
         """Add a note of what was left out of the corpus and how often, if anything was."""

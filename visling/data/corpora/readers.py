@@ -83,6 +83,15 @@ def check_corpora(corpora: Sequence[Corpus]) -> None:
                 )
 
 
+def are_text(corpora: Sequence[Corpus]) -> bool:
+    """Whether no corpus shows an image.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    return bool(corpora) and all(isinstance(find_reader(corpus.kind), TextReader) for corpus in corpora)
+
+
 def without_objectives(corpora: Sequence[Corpus], dropped: Collection[str]) -> tuple[Corpus, ...]:
     """The corpora without those that only serve objectives which a run does not learn; if no other has images, these
     stay for their sentences."""

@@ -21,7 +21,7 @@ from visling.data.corpora.base import (
     split_root,
 )
 from visling.data.corpora.mixture import Labelled, Mixture
-from visling.data.corpora.readers import check_corpora, find_reader, readers
+from visling.data.corpora.readers import are_text, check_corpora, find_reader, readers
 from visling.data.text import TextLayout
 from visling.errors import ConfigError, Conflicts, DataError
 from visling.regions.store import NativeStore
@@ -34,10 +34,10 @@ Root = tuple[Path, str]
 class Corpora:
     """The examples of a run."""
 
-    images: Source
-    """Sentences about images."""
+    examples: Source
+    """Sentences about images; the text of a run that reads nothing else."""
     text: Source | None
-    """Text without images."""
+    """Text without images next to them."""
     text_share: float
     """Rows of text per row with an image."""
     notes: Sequence[str]
@@ -48,7 +48,7 @@ def read(
     corpora: Sequence[Corpus],
     data: Sequence[str],
     layout: TextLayout,
-    store: NativeStore,
+    store: NativeStore | None,
     *,
     split: str,
     valid: bool,
@@ -57,16 +57,17 @@ def read(
 ) -> Corpora:
     """The training or validation examples of a run: every corpus, read from every folder that has it, mixed by weight.
 
-    In validation, corpora that have no split of their own may be missing, text among them.
+    In validation, corpora that have no split of their own may be missing, text among them unless it is all there is.
 
     Args:
+        store: may be None for text alone.
         split: read from the folders that do not name their own.
         matching: whether the run learns which text fits an image.
         answers: the table that `answer_table` returns.
     Raises:
         DataError: no folder has a corpus, or no folder is left to validate on.
         StoreError: the store lacks an image of a data set that ought to be complete, or every image of another.
-        ConfigError: an unknown kind, a setting of another kind, several corpora of text, or text alone.
+        ConfigError: an unknown kind, a setting of another kind, or several corpora of text.
     """
     check_corpora(corpora)
     notes: list[str] = []
@@ -76,7 +77,7 @@ def read(
             corpus=corpus,
             reader=find_reader(corpus.kind),
             layout=layout,
-            store=store,
+            regions=store,
             matching=matching,
             answers=answers,
             notes=notes,
@@ -84,10 +85,6 @@ def read(
         )
         for corpus in corpora
     ]
-    if all(isinstance(context.reader, TextReader) for context in contexts):
-        raise ConfigError(
-            "a run needs a corpus of sentences about images; found text alone. Add one, for example captions."
-        )
     roots = _find_roots(data, split, valid=valid)
     sources: list[RecordSource] = []
     weights: list[float] = []
@@ -105,17 +102,25 @@ def read(
         raise DataError(
             "every --data folder names its own split, so none is left to validate on: give one without @SPLIT."
         )
+    if are_text(corpora):
+        if text is None:
+            raise DataError(
+                f"text alone is validated on its own split {split!r}, which none of {', '.join(data)} holds: add a "
+                f"file text/{split}.txt, or name another with --set valid_split=NAME."
+            )
+        alone = text if share == 1.0 else Mixture([text], [share])
+        return Corpora(examples=alone, text=None, text_share=0.0, notes=tuple(notes))
     if not sources:
         raise DataError(
             f"none of {', '.join(data)} holds a split {split!r}: "
             "validate on a corpus that has one, or give --set valid_split=NAME."
         )
-    images: Source
+    examples: Source
     if answers is None:
-        images = sources[0] if len(sources) == 1 and weights == [1.0] else Mixture(sources, weights)
+        examples = sources[0] if len(sources) == 1 and weights == [1.0] else Mixture(sources, weights)
     else:
-        images = Mixture([Labelled(source, ("matched", "answer")) for source in sources], weights)
-    return Corpora(images=images, text=text, text_share=share, notes=tuple(notes))
+        examples = Mixture([Labelled(source, ("matched", "answer")) for source in sources], weights)
+    return Corpora(examples=examples, text=text, text_share=share, notes=tuple(notes))
 
 
 def answer_table(
