@@ -432,6 +432,11 @@ def test_a_whole_model_goes_out_and_its_network_comes_back(world: Any, trained: 
         (["encoder.feature_size=32"], r"makes features of width 16.*--set encoder.feature_size=16"),
         (["encoder.whiten_features=true"], "encoder.whiten_features measures stored features"),
         (["encoder.masks_features=true"], "encoder.masks_features hides features, but here pixels are hidden"),
+        (["region_masking.cut_pixels=false"], "does not hide the features that are computed from them"),
+        (
+            ["region_masking.cut_pixels=false", "encoder.masks_features=true", "region_masking.learned=false"],
+            "Use --set encoder.masks_features=true and --set region_masking.learned=true",
+        ),
         (["region_masking.hide=0.8", "region_masking.random=0.1"], "region_masking.random takes stored features"),
         (["region_losses.features=l2"], "compare with stored features"),
         (["objectives.region_contrast=1.0"], "compare with stored features"),

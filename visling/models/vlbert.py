@@ -96,7 +96,7 @@ class VlBertConfig:
     """The same for the visual vector of every word: the whole image, unless the word names a region."""
     masks_features: bool = True
     """Replace hidden features by a learned vector; False where pixels are hidden before features are extracted (end to
-    end)."""
+    end, unless `region_masking.cut_pixels` is off)."""
     vocabulary: str = "bert-base-uncased"
     """WordPiece vocabulary."""
     max_tokens: int = 64

@@ -187,6 +187,24 @@ class PretrainConfig:
                 "makes others while it trains. Leave them out, or set extractor=none."
             )
 
+        yield from self._check_hidden_pixels()
+
+    def _check_hidden_pixels(self) -> Iterator[ConfigError]:
+        """Hidden regions are cut out of the pictures, or the encoder replaces their features."""
+        cut = self.region_masking is None or self.region_masking.cut_pixels
+        replaces = getattr(self.encoder, "masks_features", False)
+        if cut and replaces:
+            yield ConfigError(
+                "encoder.masks_features hides features, but here pixels are hidden. Use --set "
+                "encoder.masks_features=false, or --set region_masking.cut_pixels=false to leave the pictures whole."
+            )
+        if self.region_masking is not None and not cut and not (replaces and self.region_masking.learned):
+            yield ConfigError(
+                "region_masking.cut_pixels=false leaves the pictures whole, and the encoder does not hide the features "
+                "that are computed from them. Use --set encoder.masks_features=true and "
+                "--set region_masking.learned=true, which vlbert has."
+            )
+
     def weights(self, epoch: int) -> dict[str, float]:
         """Weight of every objective in an epoch, counted from 0."""
         return {
@@ -294,15 +312,11 @@ def _check_extractor(extractor: ExtractorSettings, encoder: Any) -> Iterator[Con
             f"{encoder.feature_size}. "
             f"Use --set encoder.feature_size={extractor.feature_size}."
         )
-    for name, why in (
-        ("whiten_features", "measures stored features"),
-        ("masks_features", "hides features, but here pixels are hidden"),
-    ):
-        if getattr(encoder, name, False):
-            yield ConfigError(
-                f"encoder.{name} {why}; the recipe's extractor makes features while it trains. "
-                f"Use --set encoder.{name}=false."
-            )
+    if getattr(encoder, "whiten_features", False):
+        yield ConfigError(
+            "encoder.whiten_features measures stored features; the recipe's extractor makes features while it trains. "
+            "Use --set encoder.whiten_features=false."
+        )
 
 
 def _check_batches(run: PretrainConfig | FinetuneConfig, text_only: bool) -> Iterator[ConfigError]:

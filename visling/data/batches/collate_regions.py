@@ -211,7 +211,7 @@ class RegionCollator:
                 last_pixel=canvas is None,
             )  # fmt: skip
             # Regions that are left out below leave their hole (release).
-            hidden = None if shown is None else shown.hidden
+            hidden = shown.hidden if shown is not None and self.masking and self.masking.cut_pixels else None
             if canvas is None:
                 pixels = pad_pictures(pictures, boxes, hidden)
             else:

@@ -186,6 +186,10 @@ class RegionMasking:
     learned: bool = False
     """Say in `regions.hidden` which features are hidden, for models that put a learned vector in their place
     (VL-BERT)."""
+    cut_pixels: bool = True
+    """Where features are computed from pixels while training: cut hidden regions out of the pictures (VL-BERT's
+    release), or leave the pictures whole and let the model replace the features computed from them
+    (`encoder.masks_features`). Those of overlapping regions and of the whole image then still show what is hidden."""
     hide_overlapping: bool = False
     """Hide also every region that overlaps a hidden one by more than `overlap`; nothing is predicted about it unless it
     was chosen (12-in-1 paper)."""
