@@ -9,6 +9,7 @@ that two claims that need the same one find it in the same folder:
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -184,10 +185,23 @@ def find_verb(recipe: str) -> Literal["pretrain", "finetune"]:
 def _identify(training: Training, settings: Sequence[str], world: World, before: str) -> str:
     """Digest of everything but the seed that decides the weights of a run."""
     find = find_pretraining if find_verb(training.recipe) == "pretrain" else find_finetuning
-    config = configs.to_dict(change_recipe(find(training.recipe)(), settings))
+    config = _list_choices(change_recipe(find(training.recipe)(), settings))
     decisive = {name: value for name, value in config.items() if name not in ("recipe", "paper", "release")}
-    about = {"config": decisive, "world": configs.to_dict(world), "before": before}
+    about = {"config": decisive, "world": _list_choices(world), "before": before}
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _list_choices(config: Any) -> dict[str, Any]:
+    """The fields of a config whose values are not their defaults: a setting that a later version adds makes no run
+    another one."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        if value != default:
+            found[field.name] = _list_choices(value) if dataclasses.is_dataclass(value) else configs.to_dict(value)
+    return found
 
 
 def read_measured(folder: Path) -> dict[str, Any]:
