@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from visling.recipes.claim_configs import Arm, Claim, Contrast, Measure, Training, World
+from visling.recipes.claim_configs import PLAIN, Arm, Claim, Contrast, Measure, Training, World
 from visling.recipes.claim_trainings import answer, estimate_minutes, judge, point, pretrain, rank
 
 VILBERT = pretrain("vilbert")
@@ -247,7 +247,7 @@ def _qa_sets() -> Claim:
         ),
         "augmentation": Arm(
             about="the same questions only read in pre-training, VQA and GQA fine-tuned together",
-            trainings=(read, _answer_all("train+gqa")),
+            trainings=(read, _answer_all("train+gqa", world="questions")),
         ),
     }
     return Claim(
@@ -260,14 +260,16 @@ def _qa_sets() -> Claim:
         differs="when GQA's questions are answered: in pre-training, with VQA's, or in fine-tuning next to VQA's",
         arms=arms,
         contrasts={"pre-training - augmentation": Contrast(weights={"pre-training": 1, "augmentation": -1}, size=2)},
+        worlds={"questions": World(questions={"gqa": "gqa"})},
         minutes=estimate_minutes(arms),
         note="Fine-tuning reads all 20,000 questions of VQA, and in one arm as many of GQA, for 3,125 updates in both.",
     )
 
 
-def _answer_all(split: str) -> Training:
-    """Fine-tuning on all questions; the split `gqa` of VQA's files has GQA's."""
-    return Training(recipe="lxmert-vqa-scenes", settings=(f"train.max_steps={ALL_UPDATES}", f"train_split={split}"))
+def _answer_all(split: str, world: str = PLAIN) -> Training:
+    """Fine-tuning on all questions of a split."""
+    settings = (f"train.max_steps={ALL_UPDATES}", f"train_split={split}")
+    return Training(recipe="lxmert-vqa-scenes", settings=settings, world=world)
 
 
 def _contrast() -> Claim:
