@@ -136,6 +136,7 @@ def test_several_contrasts_are_explained_one_by_one(tmp_path: Path) -> None:
     assert rows["no loss"][0] == "0.5 heads + 0.5 without - with"
     assert rows["no loss"][3] == "not below -3"
     assert rows["arm"][1] == "measured", "arms that are measured differently say how"
+    assert rows["with"][1] == "accuracy on split test, texts of 10 words or more"
     assert rows["heads"][1] == "how often the best head attends most to what a phrase names on split test"
     seeds = {row[0]: row[1:] for row in page.rows[-5:]}
     assert seeds["heads"] == ["40.0", "42.0", "–"]

@@ -38,9 +38,17 @@ def pretrained(world: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(world.pretrained, tmp_path / "pretrained"))
 
 
-def take(run: Path, world: Any, kind: Any, name: str = "accuracy", split: str = "test", **options: Any) -> Measured:
+def take(
+    run: Path,
+    world: Any,
+    kind: Any,
+    name: str = "accuracy",
+    split: str = "test",
+    fewest_words: int = 0,
+    **options: Any,
+) -> Measured:
     given = {"data": world.scenes, "store": world.regions, "device": "cpu", **options}
-    return measure(run, Measure(kind=kind, name=name, split=split), **given)
+    return measure(run, Measure(kind=kind, name=name, split=split, fewest_words=fewest_words), **given)
 
 
 def train(world: Any, out: Path, *settings: str, images: Path | None = None) -> Path:
@@ -68,6 +76,26 @@ def test_a_score_is_that_of_the_evaluation_and_is_kept(world: Any, vqa: Path, mo
         assert take(vqa, world, "score") == found
     (vqa / "evaluation_test.json").write_text('{"scores": {"accur')
     assert take(vqa, world, "score") == found, "a torn file is written again"
+
+
+def test_long_texts_are_scored_apart(world: Any, vqa: Path) -> None:
+    whole = take(vqa, world, "score")
+    rows = [json.loads(line) for line in (vqa / "details_test.jsonl").read_text().splitlines()]
+    lengths = sorted(len(row["text"].split()) for row in rows)
+    assert take(vqa, world, "score", fewest_words=lengths[0]).value == pytest.approx(whole.value, abs=0.01)
+    words = lengths[len(rows) // 2]
+    scores = [row["score"] for row in rows if len(row["text"].split()) >= words]
+    assert 0 < len(scores) < len(rows)
+    found = take(vqa, world, "score", fewest_words=words)
+    assert found.value == pytest.approx(100 * sum(scores) / len(scores))
+    assert found.examples == len(scores)
+    with pytest.raises(RunError, match="no text of 99 words or more"):
+        take(vqa, world, "score", fewest_words=99)
+    (vqa / "details_test.jsonl").write_text(json.dumps(rows[0] | {"score": 1 - round(whole.value / 100)}) + "\n")
+    with pytest.raises(RunError, match=r"'accuracy' .* is no mean over examples"):
+        take(vqa, world, "score", fewest_words=1)
+    with pytest.raises(ConfigError, match="found 3 with heads"):
+        Measure(kind="heads", fewest_words=3)
 
 
 def test_a_score_in_another_world_is_kept_apart(world: Any, vqa: Path, tmp_path: Path) -> None:

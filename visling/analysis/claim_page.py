@@ -242,8 +242,9 @@ def _format_formula(weights: Mapping[str, float]) -> str:
 
 def _describe_measure(measure: Mapping[str, Any]) -> str:
     where = f" on split {measure['split']}"
+    words = measure.get("fewest_words", 0)
     return {
-        "score": f"{measure['name']}{where}",
+        "score": f"{measure['name']}{where}" + (f", texts of {words} words or more" if words else ""),
         "validation": f"the last {measure['name']} in its own validation",
         "heads": f"how often the best head attends most to what a phrase names{where}",
         "syntax": "how often the best head of a word attends most to the region of its head or dependent, minus any "

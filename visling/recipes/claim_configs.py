@@ -69,6 +69,14 @@ class Measure:
     """Name of a score; heads, syntax and unread have one only."""
     split: str = "test"
     """Of `score`, `heads`, `syntax` and `unread`."""
+    fewest_words: int = 0
+    """Of `score`: the mean over the examples whose text has at least so many words; 0 = all."""
+
+    def __post_init__(self) -> None:
+        if self.fewest_words < 0 or (self.fewest_words and self.kind != "score"):
+            raise ConfigError(
+                f"fewest_words counts words of the examples of a score; found {self.fewest_words} with {self.kind}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What a claim compares: one number in percent, read off a finished run.
 
-    RUN/evaluation_SPLIT.json           score, as `visling evaluate` writes it
+    RUN/evaluation_SPLIT.json           score, as `visling evaluate` writes it; with RUN/details_SPLIT.jsonl that of
+                                        long texts
     RUN/log.jsonl                       validation
     RUN/measure_heads_SPLIT/            heads and syntax, as `visling analysis alignment` writes it; ..._random-N/: of
                                         random weights
@@ -53,6 +54,9 @@ the best of many heads is right about some by chance."""
 
 _UNREAD_BATCH = 64
 """Images encoded at a time."""
+
+_ROUNDED = 0.01
+"""Percentage points by which the rounding of official scores moves a mean."""
 
 _LAST_LINES = 5
 """Lines shown of a command that failed."""
@@ -133,8 +137,20 @@ def _measure_score(run: Path, place: Path, measure: Measure, where: Mapping[str,
     found = _read_result(place / f"evaluation_{measure.split}.json")
     if found is None:
         found = evaluate(run, split=measure.split, overwrite=True, out=place, **where)
-    score = _pick(found["scores"], measure.name, f"{run} on split {measure.split!r}")
-    return Measured(value=score["value"], examples=score["count"])
+    where_found = f"{run} on split {measure.split!r}"
+    score = _pick(found["scores"], measure.name, where_found)
+    if not measure.fewest_words:
+        return Measured(value=score["value"], examples=score["count"])
+    with (place / f"details_{measure.split}.jsonl").open(encoding="utf-8") as file:
+        details = [json.loads(line) for line in file]
+    if abs(100 * np.mean([row["score"] for row in details]) - score["value"]) > _ROUNDED:
+        raise RunError(
+            f"the score {measure.name!r} of {where_found} is no mean over examples: measure it without words."
+        )
+    long = [row["score"] for row in details if len(row["text"].split()) >= measure.fewest_words]
+    if not long:
+        raise RunError(f"{where_found} has no text of {measure.fewest_words} words or more. Lower fewest_words.")
+    return Measured(value=100 * float(np.mean(long)), examples=len(long))
 
 
 def _read_validation(run: Path, known: Mapping[str, Any], name: str) -> Measured:
