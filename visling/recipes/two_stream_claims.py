@@ -232,8 +232,8 @@ def _scratch() -> Claim:
         contrasts={"scratch - text": Contrast(weights={"scratch": 1, "text": -1}, size=2)},
         minutes=4.0,
         note="BERT has read books and an encyclopedia, and only LXMERT's text layers start from it. Here the text is "
-        "captions of the same scenes, one after the other, and the whole encoder is taken. In both papers' arms and "
-        "here, the pre-training that follows is the same, so that the arm from text has been trained for longer.",
+        "captions of the same scenes, one after the other, and the whole encoder is taken. As in the paper, the "
+        "pre-training that follows is as long in both arms, so that the one from text is trained for longer in all.",
     )
 
 
@@ -243,11 +243,11 @@ def _qa_sets() -> Claim:
     arms = {
         "pre-training": Arm(
             about="questions of VQA and GQA answered in pre-training, VQA fine-tuned",
-            trainings=(asked, _answer_all("train")),
+            trainings=(asked, _answer_all()),
         ),
         "augmentation": Arm(
             about="the same questions only read in pre-training, VQA and GQA fine-tuned together",
-            trainings=(read, _answer_all("train+gqa", world="questions")),
+            trainings=(read, _answer_all("train_split=train+gqa", world="questions")),
         ),
     }
     return Claim(
@@ -266,10 +266,10 @@ def _qa_sets() -> Claim:
     )
 
 
-def _answer_all(split: str, world: str = PLAIN) -> Training:
-    """Fine-tuning on all questions of a split."""
-    settings = (f"train.max_steps={ALL_UPDATES}", f"train_split={split}")
-    return Training(recipe="lxmert-vqa-scenes", settings=settings, world=world)
+def _answer_all(*settings: str, world: str = PLAIN) -> Training:
+    """Fine-tuning on all of VQA's questions."""
+    length = f"train.max_steps={ALL_UPDATES}"
+    return Training(recipe="lxmert-vqa-scenes", settings=(length, *settings), world=world)
 
 
 def _contrast() -> Claim:

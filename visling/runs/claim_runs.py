@@ -42,8 +42,8 @@ class PlacedMeasure:
     @property
     def key(self) -> str:
         """Its name in measured.json."""
-        about = {**asdict(self.measure), "world": configs.to_dict(self.world), "random_seed": self.random_seed}
-        return json.dumps(about, sort_keys=True)
+        about = {"measure": _list_choices(self.measure), "world": _list_choices(self.world)}
+        return json.dumps({**about, "random_seed": self.random_seed}, sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -355,6 +355,15 @@ def test_questions_are_asked_for_answers_of_the_runs_own_table(files: Files, tmp
         assert answers == [IGNORE, 0], "an answer outside the table is not asked for"
 
 
+def test_gqas_questions_may_lie_in_a_folder_of_their_own(files: Files, tmp_path: Path) -> None:
+    files(tmp_path / "scenes" / "gqa", "gqa")
+    run = run_of("gqa", objectives=("masked_lm", "image_qa"), min_answer_count=1)
+    table = run_answers(run, [str(tmp_path / "scenes")])
+    assert table is not None
+    assert list(table) == ["blue", "man"]
+    assert len(read(run, tmp_path / "scenes", store_of(tmp_path / "store", ["1", "2"])).examples) == 2
+
+
 def test_the_table_beside_merged_files_is_everybodys(files: Files, tmp_path: Path) -> None:
     merged = files(tmp_path / "merged", "lxmert")
     save(merged / "all_ans.json", [{"ans": answer, "dsets": ["vqa"]} for answer in ("apple", "blue", "man")])

@@ -200,9 +200,18 @@ def _read_vqa(root: Path, split: str, context: CorpusContext | None) -> Sequence
     return [from_question(record, "vqa") for record in records]
 
 
+def _choose_gqa_folder(root: Path, split: str) -> Path:
+    """The folder itself, or its `gqa` if the questions are there, as in drawn scenes."""
+    return root / "gqa" if not has_gqa(root, split) and has_gqa(root / "gqa", split) else root
+
+
+def _has_gqa(root: Path, split: str) -> bool:
+    return has_gqa(_choose_gqa_folder(root, split), split)
+
+
 def _read_gqa(root: Path, split: str, context: CorpusContext | None) -> Sequence[LxmertRecord]:
     left_out = Counter[str]()
-    records = read_gqa(find_gqa(root, split), left_out=left_out)
+    records = read_gqa(find_gqa(_choose_gqa_folder(root, split), split), left_out=left_out)
     if context is not None:
         context.note(root, left_out)
     return [from_question(record, "gqa") for record in records]
@@ -237,7 +246,7 @@ READERS: Mapping[str, CorpusReader] = {
         shows="a question of GQA and the answer to predict, half of the time of another image if the run learns "
         "matching (LXMERT)",
         read=ask_with(_read_gqa),
-        present=has_gqa,
+        present=_has_gqa,
         numbered=True,
         questions=_read_gqa,
         serves="image_qa",
