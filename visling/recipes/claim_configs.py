@@ -157,8 +157,10 @@ class Claim:
         if PLAIN in self.worlds:
             yield ConfigError(f"claim {self.name}: the world {PLAIN!r} is the same for all claims. Use another name.")
         for name, contrast in self.contrasts.items():
-            for arm in contrast.weights.keys() - self.arms.keys():
-                yield ConfigError(f"claim {self.name}, contrast {name!r}: no arm {arm!r}. {nearest(arm, self.arms)}")
+            for other in contrast.weights.keys() - self.arms.keys():
+                yield ConfigError(
+                    f"claim {self.name}, contrast {name!r}: no arm {other!r}. {nearest(other, self.arms)}"
+                )
             if not any(contrast.weights.values()):
                 yield ConfigError(f"claim {self.name}, contrast {name!r}: no arm has a factor other than 0.")
             if contrast.size <= 0:
