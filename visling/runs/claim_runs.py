@@ -191,16 +191,19 @@ def _identify(training: Training, settings: Sequence[str], world: World, before:
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _list_choices(config: Any) -> dict[str, Any]:
-    """The fields of a config whose values are not their defaults: a setting that a later version adds makes no run
-    another one."""
+def _list_choices(config: Any) -> Any:
+    """A config as plain values without the fields that have their defaults: a setting that a later version adds makes
+    no run another one."""
+    if isinstance(config, (list, tuple)):
+        return [_list_choices(one) for one in config]
+    if not dataclasses.is_dataclass(config):
+        return configs.to_dict(config)
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         made = field.default_factory
-        default = field.default if made is dataclasses.MISSING else made()
-        if value != default:
-            found[field.name] = _list_choices(value) if dataclasses.is_dataclass(value) else configs.to_dict(value)
+        if value != (field.default if made is dataclasses.MISSING else made()):
+            found[field.name] = _list_choices(value)
     return found
 
 
