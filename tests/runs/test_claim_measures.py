@@ -238,10 +238,10 @@ def test_features_computed_from_pixels_are_measured_too(world: Any, tmp_path: Pa
 
 def test_a_run_that_predicts_no_class_is_refused(world: Any, pretrained: Path, vqa: Path, tmp_path: Path) -> None:
     for run in (pretrained, vqa):
-        with pytest.raises(RunError, match="not pre-trained to predict hidden regions"):
+        with pytest.raises(RunError, match="not pre-trained to predict the class of hidden regions"):
             take(run, world, "unread")
     features = train(world, tmp_path / "run", 'region_losses={classes = "none", features = "l2"}')
-    with pytest.raises(RunError, match="the class of hidden regions"):
+    with pytest.raises(RunError, match="not pre-trained to predict the class"):
         take(features, world, "unread")
 
 

@@ -29,18 +29,19 @@ from torch import Tensor
 
 from visling import config as configs
 from visling import damage
+from visling.data.batches.masking import RegionMasking
 from visling.data.corpora.base import split_root
 from visling.data.text import Tokenizer
 from visling.errors import ConfigError, RunError
+from visling.models import head_styles
 from visling.nn.extraction import extract_features
 from visling.nn.head_blocks import RegionTargets
+from visling.objectives.masked_regions import MaskedRegions, RegionLosses
 from visling.objectives.pretrain_model import PretrainModel
 from visling.pretrained.folder import load_heads
 from visling.recipes.claim_configs import Measure
-from visling.recipes.configs import PretrainConfig
 from visling.runs.evaluate import evaluate
 from visling.runs.examples import open_run, read_run_json
-from visling.runs.objectives import build_objectives
 from visling.tasks.base import list_images
 from visling.train import engine, log
 from visling.types import IGNORE, Batch, Example, Targets, TextRow
@@ -268,23 +269,21 @@ def _measure_unread(run: Path, known: Mapping[str, Any], place: Path, split: str
 
 def _name_hidden_regions(run: Path, known: Mapping[str, Any], split: str, where: Mapping[str, Any]) -> Measured:
     """How often the class that a pre-trained model predicts of a hidden region is the detector's, without any text."""
-    if known["task"] is not None or "masked_regions" not in known["config"]["objectives"]:
-        raise RunError(f"{run} was not pre-trained to predict hidden regions. Measure a run with masked_regions.")
-    config = replace(
-        configs.from_dict(PretrainConfig, known["config"]),
-        objectives={"masked_regions": 1.0},
-        from_epoch={},
-        objective_settings={},
-    )
-    losses, masking = config.region_losses, config.region_masking
-    if losses is None or masking is None or losses.classes == "none":
-        raise RunError(f"{run} was not pre-trained to predict the class of hidden regions (region_losses.classes).")
+    chosen, predicts = (known["config"].get(name) for name in ("region_masking", "region_losses"))
+    if not chosen or not predicts or predicts["classes"] == "none":
+        raise RunError(
+            f"{run} was not pre-trained to predict the class of hidden regions: its config has no "
+            "region_losses.classes. Measure a run that was."
+        )
+    losses, masking = configs.from_dict(RegionLosses, predicts), configs.from_dict(RegionMasking, chosen)
     opened = open_run(run, split=split, **where)
-    objectives = build_objectives(config, opened.encoder, None)
-    if load_heads(objectives, opened.saved):
+    encoder, style = opened.encoder, head_styles(opened.saved.model)["region_targets"]
+    objective = MaskedRegions(encoder.dims, style, encoder.word_embeddings, losses=losses)
+    if load_heads({"masked_regions": objective}, opened.saved):
         raise RunError(f"{opened.saved.path} has no head that predicts hidden regions. Measure the whole run folder.")
-    model = PretrainModel(opened.encoder, objectives, config.objectives, opened.extractor).to(opened.inputs.device)
-    head = cast(RegionTargets, objectives["masked_regions"].head)
+    model = PretrainModel(encoder, {"masked_regions": objective}, {"masked_regions": 1.0}, opened.extractor)
+    model.to(opened.inputs.device)
+    head = cast(RegionTargets, objective.head)
     named = len(opened.class_names) or None  # what a distribution has behind them is the background
 
     def step(batch: Batch, targets: Targets) -> tuple[Tensor, Tensor]:
