@@ -22,6 +22,8 @@ from visling.runs import worlds as worlds_module
 from visling.runs.claim_runs import MEASURED, place_arm, plan_runs
 from visling.runs.reproduce import FILE, FOLDER_FILE, Reproduction
 from visling.runs.worlds import SIZES
+from visling.tasks.base import load as load_task
+from visling.tasks.base import read_records
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "claims" / "shuffled_answers.toml"
 SMALL = ("encoder.hidden_size=16", "encoder.num_heads=2", "encoder.intermediate_size=32")
@@ -81,22 +83,22 @@ def status(folder: Path) -> str:
 # A known answer
 
 
-def test_the_arm_with_wrong_answers_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = replace(SIZES["tiny"], settings=("train.max_steps=60", "train.validate_every=100"))
+def test_the_arm_with_shuffled_answers_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = replace(SIZES["tiny"], settings=("train.max_steps=100", "train.validate_every=100"))
     monkeypatch.setitem(SIZES, "toy", toy)
     (found,) = reproduce(tmp_path / "out", read_claim(EXAMPLE), size="toy")
-    contrast = found["contrasts"]["true - wrong"]
+    contrast = found["contrasts"]["own - shuffled"]
     assert found["verdict"] == contrast["verdict"] == "agrees"
     assert contrast["low"] > 0
     assert list(contrast["values"]) == ["0", "1", "2"]
     # The other way round the same runs say the opposite, and nothing is trained again
     before = sorted((tmp_path / "out" / "runs").rglob("run.json"))
     reverse = replace(
-        read_claim(EXAMPLE), contrasts={"wrong - true": Contrast(weights={"wrong": 1, "true": -1}, size=5.0)}
+        read_claim(EXAMPLE), contrasts={"shuffled - own": Contrast(weights={"shuffled": 1, "own": -1}, size=5.0)}
     )
     (found,) = reproduce(tmp_path / "out", reverse, size="toy")
     assert found["verdict"] == "disagrees"
-    assert found["contrasts"]["wrong - true"]["high"] < 0
+    assert found["contrasts"]["shuffled - own"]["high"] < 0
     assert sorted((tmp_path / "out" / "runs").rglob("run.json")) == before
 
 
@@ -166,6 +168,22 @@ def test_noise_and_other_scenes_are_worlds_of_their_own(out: Path) -> None:
     assert [run.place.store for run in wrong.runs] == [noisy.store, plain.store]
     # Runs that start from different ones are different, though all their own settings are the same
     assert wrong.runs[1].folder != clean.runs[1].folder
+
+
+def test_other_questions_and_answers_are_splits_of_vqa(out: Path) -> None:
+    Reproduction(out, size="tiny", device="cpu").worlds.prepare(World(questions={"gqa": "gqa", "shuffled": "shuffled"}))
+    scenes = out / "worlds" / "plain" / "scenes"
+    task = load_task("vqa").configured({})
+    splits = ("train", "gqa", "train+gqa", "shuffled")
+    vqa, gqa, both, shuffled = (read_records(task, scenes, split) for split in splits)
+    asked = json.loads((scenes / "gqa" / "train_balanced_questions.json").read_text())
+    assert len(gqa) == len(asked) > 0
+    assert len({record.id for record in both}) == len(vqa) + len(gqa)
+    assert {image for record in gqa for image in record.images} <= {image for record in vqa for image in record.images}
+    assert [record.question for record in shuffled] == [record.question for record in vqa]
+    answers = [[tuple(record.answers) for record in records] for records in (vqa, shuffled)]
+    assert sorted(answers[0]) == sorted(answers[1])
+    assert answers[0] != answers[1]
 
 
 # Stops

@@ -33,6 +33,9 @@ class World:
     """Share of the regions whose class and attribute, as the detector gives them, are replaced by others."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Name of a split -> share of the training images whose captions it has: `train_split=NAME` trains on fewer."""
+    questions: Mapping[str, Literal["gqa", "shuffled"]] = field(default_factory=dict)
+    """Name of a split -> questions that it has in VQA's layout: those of GQA, or VQA's own with their answers dealt out
+    anew among all of them. `train_split=train+NAME` trains on more, `train_split=NAME` on others."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_noise <= 1:

@@ -5,6 +5,7 @@
     OUT/worlds/plain/regions-noise-20/        the same regions, a fifth of their labels replaced
     OUT/worlds/drawn-DIGEST/{scenes,regions}/ scenes of other settings
 
+The scenes also get splits with captions of fewer images, and with other questions, where claims ask for them.
 Every step is a command that a user would type, prints it, and is skipped where its result exists.
 """
 
@@ -15,7 +16,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from visling.errors import RunError
 from visling.recipes.claim_configs import World
@@ -26,6 +29,10 @@ from visling.runs.jobs import Places
 from visling.train.claim import REGIONS
 
 SCENES = "scenes"
+FIRST_GQA = 1_000_000_000
+"""Number of the first of GQA's questions in VQA's layout: above all of VQA's."""
+PEOPLE = 10
+"""Answers to a question in VQA's layout."""
 
 PLAIN_SCENES: Mapping[str, Any] = {"train": 2 / 3, "val": 1 / 12, "min_objects": 2, "max_objects": 4, "seed": 0}
 """Settings of the scenes of every world, unless it has its own: few objects, so that a small model learns within a
@@ -99,6 +106,8 @@ class Worlds:
             replace_labels(NativeStore.open(regions), world.label_noise, place.store, resume=place.store.exists())
         for name, share in world.shares.items():
             _write_share(place.data / "annotations", name, share)
+        for name, kind in world.questions.items():
+            _write_questions(place.data, name, kind)
         return place
 
     def _drawn(self, world: World) -> Path:
@@ -116,6 +125,58 @@ class Worlds:
             "scenes", "--out", scenes, "--images", self.size.images,
             *(word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")),
         )  # fmt: skip
+
+
+def _write_questions(scenes: Path, name: str, kind: Literal["gqa", "shuffled"]) -> None:
+    """Write a split of VQA: GQA's training questions, or VQA's with their answers dealt out anew."""
+    annotations = scenes / "annotations"
+    files = (
+        annotations / f"v2_OpenEnded_scenes_{name}_questions.json",
+        annotations / f"v2_scenes_{name}_annotations.json",
+    )
+    if files[1].exists():  # written last
+        return
+    asked, answered = _convert_gqa(scenes) if kind == "gqa" else _shuffle_answers(annotations)
+    _write_whole(files[0], {"data_type": "scenes", "data_subtype": name, "questions": asked})
+    _write_whole(files[1], {"data_type": "scenes", "data_subtype": name, "annotations": answered})
+
+
+def _convert_gqa(scenes: Path) -> tuple[list[Any], list[Any]]:
+    """GQA's training questions and their answers in VQA's layout."""
+    asked, answered = [], []
+    questions = json.loads((scenes / "gqa" / "train_balanced_questions.json").read_text(encoding="utf-8"))
+    for number, one in enumerate(questions.values(), FIRST_GQA):
+        about = {"image_id": int(one["imageId"].rpartition("_")[2]), "question_id": number}
+        answer = {"answer": one["answer"], "answer_confidence": "yes"}
+        asked.append({**about, "question": one["question"]})
+        answered.append(
+            {
+                **about,
+                "question_type": one["types"]["detailed"],
+                "answer_type": "yes/no" if one["answer"] in ("yes", "no") else "other",
+                "multiple_choice_answer": one["answer"],
+                "answers": [{**answer, "answer_id": person} for person in range(1, PEOPLE + 1)],
+            }
+        )
+    return asked, answered
+
+
+def _shuffle_answers(annotations: Path) -> tuple[list[Any], list[Any]]:
+    """VQA's training questions, each with the answers to another one."""
+    asked = json.loads((annotations / "v2_OpenEnded_scenes_train_questions.json").read_text(encoding="utf-8"))
+    found = json.loads((annotations / "v2_scenes_train_annotations.json").read_text(encoding="utf-8"))["annotations"]
+    order = np.random.default_rng(0).permutation(len(found))
+    answered = [
+        {**found[other], "image_id": one["image_id"], "question_id": one["question_id"]}
+        for one, other in zip(found, order, strict=True)
+    ]
+    return asked["questions"], answered
+
+
+def _write_whole(file: Path, values: Mapping[str, Any]) -> None:
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(values), encoding="utf-8")
+    part.replace(file)
 
 
 def _write_share(annotations: Path, name: str, share: float) -> None:
@@ -136,7 +197,5 @@ def _write_share(annotations: Path, name: str, share: float) -> None:
                 "name in the claim, or use another --out."
             )
         return
-    part = file.with_name(f"{file.name}.part")
     chosen = [one for one in captions["annotations"] if one["image_id"] in kept]
-    part.write_text(json.dumps({**captions, "images": images, "annotations": chosen}), encoding="utf-8")
-    part.replace(file)
+    _write_whole(file, {**captions, "images": images, "annotations": chosen})
