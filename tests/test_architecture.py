@@ -76,8 +76,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "export", "verify",
     ),
     "recipes": (
-        "configs", "multitask_configs", "claim_configs", "changes", "detectors", "scenes", "visualbert", "vlbert_tasks",
-        "vlbert",
+        "configs", "multitask_configs", "claim_configs", "claim_trainings", "changes", "detectors", "scenes",
+        "visualbert", "vlbert_tasks", "vlbert",
         "vilbert_tasks", "vilbert", "vilbert_baseline", "lxmert", "cvlp", "own", "nlvr", "multitask", "releases",
         "tables", "single_stream_claims", "two_stream_claims", "claims", "listing",
     ),

@@ -81,7 +81,7 @@ def _classes() -> Claim:
     return Claim(
         name="vilbert-classes",
         paper="ViLBERT",
-        section="3.1, masked multi-modal modelling",
+        section="2.2 and 3.1, masked multi-modal modelling",
         statement="Of masked regions the distribution over classes is a better target than the feature.",
         figure="none given: the paper argues that language names classes and cannot tell features",
         differs="what is predicted of masked regions: region_losses, the release's visual_target 0 or 1",
@@ -210,7 +210,6 @@ def _vision() -> Claim:
 
 
 def _scratch() -> Claim:
-    # A passage has the length of four captions
     text = pretrain(
         "lxmert",
         'corpora=[{kind="text", special_tokens=true}]',
@@ -230,10 +229,10 @@ def _scratch() -> Claim:
         differs="whether the pre-training starts from a model that was trained on masked words of text alone",
         arms=arms,
         contrasts={"scratch - text": Contrast(weights={"scratch": 1, "text": -1}, size=2)},
-        minutes=4.0,
-        note="BERT has read books and an encyclopedia, and only LXMERT's text layers start from it. Here the text is "
-        "captions of the same scenes, one after the other, and the whole encoder is taken. As in the paper, the "
-        "pre-training that follows is as long in both arms, so that the one from text is trained for longer in all.",
+        minutes=5.0,  # a passage takes as long as four captions
+        note="BERT has read books and an encyclopedia, and fills LXMERT's text layers. Here the text is captions of "
+        "the same scenes, one after the other, and the whole encoder is taken. As in the paper, the pre-training that "
+        "follows is as long in both arms, so that the one from text is trained for longer in all.",
     )
 
 
@@ -268,8 +267,7 @@ def _qa_sets() -> Claim:
 
 def _answer_all(*settings: str, world: str = PLAIN) -> Training:
     """Fine-tuning on all of VQA's questions."""
-    length = f"train.max_steps={ALL_UPDATES}"
-    return Training(recipe="lxmert-vqa-scenes", settings=(length, *settings), world=world)
+    return Training(recipe="lxmert-vqa-scenes", settings=(f"train.max_steps={ALL_UPDATES}", *settings), world=world)
 
 
 def _contrast() -> Claim:
@@ -406,7 +404,7 @@ def _collapse() -> Claim:
         measure=Measure(kind="validation", name="region_contrast_accuracy"),
         arms=arms,
         contrasts={"without - with": Contrast(weights={"without": 1, "with": -1}, size=5)},
-        minutes=2.0,
+        minutes=0.7,  # 12 updates a second with three layers in all streams
         note=f"After {EARLY} updates of a schedule of that length. All streams have three layers, the fewest of which "
         "one can be skipped. In validation no layer is skipped, so that both arms are asked the same.",
     )
