@@ -184,8 +184,11 @@ def find_verb(recipe: str) -> Literal["pretrain", "finetune"]:
 
 def _identify(training: Training, settings: Sequence[str], world: World, before: str) -> str:
     """Digest of everything but the seed that decides the weights of a run."""
-    find = find_pretraining if find_verb(training.recipe) == "pretrain" else find_finetuning
-    config = _list_choices(change_recipe(find(training.recipe)(), settings))
+    config = _list_choices(
+        change_recipe(find_pretraining(training.recipe)(), settings)
+        if find_verb(training.recipe) == "pretrain"
+        else change_recipe(find_finetuning(training.recipe)(), settings)
+    )
     decisive = {name: value for name, value in config.items() if name not in ("recipe", "paper", "release")}
     about = {"config": decisive, "world": _list_choices(world), "before": before}
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]

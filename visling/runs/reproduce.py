@@ -246,7 +246,7 @@ class Reproduction:
         """Standard deviation over seeds of the first contrast: from runs in this folder, else what the claim knows."""
         earlier = _read_json(self.out / "claims" / claim.name / FILE)
         if earlier is not None and self.size != "tiny":
-            contrast = next(iter(earlier.get("contrasts", {}).values()), {})
+            contrast: dict[str, Any] = next(iter(earlier.get("contrasts", {}).values()), {})
             if len(contrast.get("values", {})) >= FEWEST_SEEDS and contrast.get("spread"):
                 return float(
                     contrast["spread"]

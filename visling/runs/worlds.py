@@ -98,7 +98,8 @@ class Worlds:
         stage(
             "Turn every picture into regions",
             (regions / "manifest.json").exists(),
-            "regions", "extract", place.data / "images", "--detector", detector, "--out", regions,
+            "regions", "extract", place.data / "images", place.data / "nlvr2" / "images",
+            "--detector", detector, "--out", regions,
             *(("--min-regions", self.size.min_regions) if self.size.min_regions else ()),
         )  # fmt: skip
         if place.store != regions and not (place.store / "manifest.json").exists():

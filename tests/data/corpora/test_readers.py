@@ -45,7 +45,7 @@ def test_every_kind_says_what_it_shows(name: str) -> None:
 
 def test_every_setting_belongs_to_a_kind() -> None:
     owned = frozenset[str]().union(*(reader.settings for reader in readers().values()))
-    assert owned == {"answers", "keep_above", "question_text", "same_choice", "word_links"}
+    assert owned == {"answers", "keep_above", "question_text", "same_choice", "special_tokens", "word_links"}
 
 
 def test_which_kinds_have_questions_or_numbers_of_visual_genome() -> None:
