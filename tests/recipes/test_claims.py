@@ -168,4 +168,4 @@ def test_minutes_count_a_shared_run_once() -> None:
             about="50 s and 13 s: the fine-tuning starts from another run", trainings=(other, answer("visualbert"))
         ),
     }
-    assert estimate_minutes(arms) == round((100 + 50 + 50 + 2 * 625 / 48) / 60 / 2, 1)
+    assert estimate_minutes(arms) == round((100 + 50 + 50 + 2 * 625 / 48) / 60, 1)

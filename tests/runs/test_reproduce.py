@@ -237,6 +237,7 @@ def test_a_claim_that_needs_more_than_the_budget_is_marked_and_not_begun(out: Pa
     assert found["power"]["fits"] is False
     assert found["power"]["seeds_needed"] == 34  # printed tables for a paired t test, effect 0.5: 34
     assert found["power"]["minutes"] == pytest.approx(34.0)
+    assert found["minutes"] is None
     assert not (out / "runs").exists()
 
 

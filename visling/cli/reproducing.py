@@ -137,13 +137,13 @@ def _print_list(
         found = read_result(place.out, claim.name)
         verdict = "" if found is None or found["status"] == "not run" else f"; {found['verdict']}"
         print(f"  {claim.name:<26} {claim.statement}")
-        print(f"  {'':<26} {_describe_need(claim, power, seeds)}{verdict}")
+        print(f"  {'':<26} {_describe_need(claim, power, seeds, place.jobs)}{verdict}")
 
 
-def _describe_need(claim: Claim, power: Power, seeds: int | None) -> str:
+def _describe_need(claim: Claim, power: Power, seeds: int | None, jobs: int) -> str:
     """Seeds and minutes of a claim in a few words."""
     count = seeds or claim.seeds
-    time = f"{power.minutes:.0f} minutes"
+    time = f"{power.minutes / jobs:.0f} minutes"
     if power.spread is None:
         return f"{count} seeds, about {time}"
     needed = "more seeds than any budget has room for" if power.seeds_needed is None else f"{power.seeds_needed} seeds"
@@ -155,10 +155,13 @@ def _describe_result(found: Mapping[str, Any], out: Path) -> str:
     """A claim's verdict and its contrasts."""
     claim, power = found["claim"], found["power"]
     if found["status"] == "not run":
+        if power["fits"]:
+            return f"\n{claim['name']}: not begun, the time is over. The same command continues."
         needed = power["seeds_needed"] or "more than 1,000"
+        minutes = power["minutes"] / found["jobs"]
         return (
-            f"\n{claim['name']}: not run. To decide it takes {needed} seeds, about {power['minutes']:.0f} minutes, "
-            "which is more than the budget: raise --budget, or run fewer with --seeds N."
+            f"\n{claim['name']}: not run. To decide it takes {needed} seeds, about {minutes:.0f} minutes, which is more "
+            "than the budget: raise --budget, or run fewer with --seeds N."
         )
     lines = [f"\n{claim['name']}: {found['verdict']}. {claim['statement']}"]
     for name, contrast in found["contrasts"].items():

@@ -134,8 +134,8 @@ class Claim:
     """Seeds, counted from 0: initial weights, order and masking of examples. All arms have the same."""
     spread: float | None = None
     """Standard deviation over seeds of the first contrast, percentage points, from earlier runs; None = unknown."""
-    minutes: float = 3.0
-    """Of one seed on two cores, if no other claim has left a run that can be used."""
+    minutes: float = 6.0
+    """Of one core for one seed, if no other claim has left a run that can be used."""
     note: str = ""
     """Where the runs differ from the paper's, beyond scenes and size."""
 

@@ -67,9 +67,9 @@ def judge(family: str) -> Training:
 
 
 def estimate_minutes(arms: Mapping[str, Arm]) -> float:
-    """Minutes of one seed on two cores: all updates of all different runs, at the rate of their family."""
+    """Minutes of one seed on one core: all updates of all different runs, at the rate of their family."""
     runs = {arm.trainings[: count + 1] for arm in arms.values() for count in range(len(arm.trainings))}
-    return round(sum(_estimate_seconds(run[-1]) for run in runs) / 60 / 2, 1)
+    return round(sum(_estimate_seconds(run[-1]) for run in runs) / 60, 1)
 
 
 def _estimate_seconds(training: Training) -> float:

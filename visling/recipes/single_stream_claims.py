@@ -149,7 +149,7 @@ def _text() -> Claim:
         measure=Measure(fewest_words=10),
         arms=arms,
         contrasts={"with - without": Contrast(weights={"with": 1, "without": -1}, size=2)},
-        minutes=3.0,  # an update with passages takes two to three times as long
+        minutes=6.0,  # an update with passages takes two to three times as long
         note="Long are questions of 10 words or more, a quarter of VQA's test questions; captions have 8 words on "
         "average, passages 38. Passages are captions one after the other, so that the text teaches no new word.",
     )

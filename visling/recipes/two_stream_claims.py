@@ -229,7 +229,7 @@ def _scratch() -> Claim:
         differs="whether the pre-training starts from a model that was trained on masked words of text alone",
         arms=arms,
         contrasts={"scratch - text": Contrast(weights={"scratch": 1, "text": -1}, size=2)},
-        minutes=5.0,  # a passage takes as long as four captions
+        minutes=10.0,  # a passage takes as long as four captions
         note="BERT has read books and an encyclopedia, and fills LXMERT's text layers. Here the text is captions of "
         "the same scenes, one after the other, and the whole encoder is taken. As in the paper, the pre-training that "
         "follows is as long in both arms, so that the one from text is trained for longer in all.",
@@ -404,7 +404,7 @@ def _collapse() -> Claim:
         measure=Measure(kind="validation", name="region_contrast_accuracy"),
         arms=arms,
         contrasts={"without - with": Contrast(weights={"without": 1, "with": -1}, size=5)},
-        minutes=0.7,  # 12 updates a second with three layers in all streams
+        minutes=1.4,  # 12 updates a second with three layers in all streams
         note=f"After {EARLY} updates of a schedule of that length. All streams have three layers, the fewest of which "
         "one can be skipped. In validation no layer is skipped, so that both arms are asked the same.",
     )

@@ -52,7 +52,8 @@ class Power:
     seeds_needed: int | None
     """To decide a difference of the size that the claim names; None = unknown, or more than any budget has room for."""
     minutes: float
-    """Of so many seeds, or of the claim's own number if that is unknown, with the runs that are already there."""
+    """Of one core, for so many seeds, or for the claim's own number if that is unknown; runs that are already there are
+    not counted."""
     fits: bool
     """Whether that is within the budget."""
 
@@ -85,14 +86,14 @@ class Reproduction:
 
         Args:
             seeds: as asked for; None = as many as are needed.
-            budget: minutes; None = those of the claim's own number of seeds.
+            budget: minutes of wall clock; None = those of the claim's own number of seeds.
         """
         deviation, source = self._find_spread(claim)
         size = next(iter(claim.contrasts.values())).size
         needed = None if deviation is None else count_seeds(deviation, size)
         planned = range(seeds or (claim.seeds if deviation is None or needed is None else needed))
         minutes = claim.minutes * self._count_missing(claim, planned)
-        room = claim.minutes * claim.seeds if budget is None else budget
+        room = claim.minutes * claim.seeds if budget is None else budget * self.jobs
         enough = seeds is not None or deviation is None or needed is not None
         return Power(
             spread=deviation,
@@ -136,7 +137,9 @@ class Reproduction:
             power = self.estimate(claim, seeds, None if rest is None else rest / 60)
             begun = not stopped and (power.fits or seeds is not None or budget is None)
             planned = range(seeds or claim.seeds)
-            if begun and rest != 0.0:
+            if all(run.ended for run in plan_runs(claim, planned, self.out, self.worlds)):
+                power = self._read_power(claim) or power
+            elif begun and rest != 0.0:
                 stopped = not self._carry_out(claim, planned, power, rest, stream, progress)
             results.append(self.collect(claim, planned, power))
         return results
@@ -172,7 +175,7 @@ class Reproduction:
             "contrasts": contrasts,
             "verdict": join_verdicts(verdicts),
             "power": configs.to_dict(power),
-            "minutes": sum(filter(None, map(_count_minutes, trained.values()))),
+            "minutes": sum(filter(None, map(_count_minutes, trained.values()))) if any_begun else None,
             "curves": _collect_curves(claim, arms),
         }
         folder = self.out / "claims" / claim.name
@@ -254,6 +257,11 @@ class Reproduction:
         if claim.spread is not None:
             return claim.spread, "earlier runs of the same kind, as the claim says"
         return None, "no earlier run"
+
+    def _read_power(self, claim: Claim) -> Power | None:
+        """The estimate that was made before the last run of a claim."""
+        earlier = _read_json(self.out / "claims" / claim.name / FILE)
+        return None if earlier is None else configs.from_dict(Power, earlier["power"])
 
     def _count_missing(self, claim: Claim, seeds: Sequence[int]) -> float:
         """Seeds' worth of runs that have not ended; of more seeds than the claim has, all are missing."""
