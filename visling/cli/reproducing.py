@@ -160,8 +160,8 @@ def _describe_result(found: Mapping[str, Any], out: Path) -> str:
         needed = power["seeds_needed"] or "more than 1,000"
         minutes = power["minutes"] / found["jobs"]
         return (
-            f"\n{claim['name']}: not run. To decide it takes {needed} seeds, about {minutes:.0f} minutes, which is more "
-            "than the budget: raise --budget, or run fewer with --seeds N."
+            f"\n{claim['name']}: not run. To decide it takes {needed} seeds, about {minutes:.0f} minutes, which is "
+            "more than the budget: raise --budget, or run fewer with --seeds N."
         )
     lines = [f"\n{claim['name']}: {found['verdict']}. {claim['statement']}"]
     for name, contrast in found["contrasts"].items():
