@@ -130,3 +130,26 @@ def test_labels_that_cannot_be_replaced_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="names 0 of them"):
         replace_labels(write(tmp_path / "nameless", details=True), 0.4, tmp_path / "noisy")
     assert not (tmp_path / "noisy").exists()
+
+
+def test_one_attribute_per_region_may_stand_alone(tmp_path: Path) -> None:
+    """(R,) in place of (R, 1)."""
+    store = write_named(tmp_path / "store")
+    flat = StoreWriter(
+        tmp_path / "flat",
+        feature_size=store.feature_size,
+        fingerprint=store.fingerprint,
+        class_names=store.class_names,
+        attribute_names=store.attribute_names,
+    )
+    with flat as writer:
+        for image_id in store.ids:
+            regions = store[image_id]
+            assert regions.attributes is not None
+            writer.add(image_id, replace(regions, attributes=regions.attributes[:, 0]))
+    changed = replace_labels(NativeStore.open(tmp_path / "flat"), 1.0, tmp_path / "noisy")
+    for image_id in store.ids:
+        before, after = store[image_id].attributes, changed[image_id].attributes
+        assert before is not None
+        assert after is not None
+        assert (after[1:].reshape(-1) != before[1:, 0]).all()

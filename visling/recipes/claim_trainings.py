@@ -45,10 +45,11 @@ def pretrain(family: str, *settings: str, world: str = PLAIN, updates: int | Non
     return Training(recipe=f"{family}-scenes", settings=(length, *settings), world=world)
 
 
-def answer(family: str, *settings: str, world: str = PLAIN) -> Training:
+def answer(family: str, *settings: str, world: str = PLAIN, end_to_end: bool = False) -> Training:
     """Fine-tuning on VQA."""
     length = (f"train_limit={QUESTIONS}", f"train.epochs={EPOCHS}")
-    return Training(recipe=f"{family}-vqa-scenes", settings=(*length, *settings), world=world)
+    recipe = f"{family}-vqa-scenes{'-e2e' if end_to_end else ''}"
+    return Training(recipe=recipe, settings=(*length, *settings), world=world)
 
 
 def point(family: str) -> Training:

@@ -71,9 +71,9 @@ def replace_labels(
         if regions.probs is not None:
             changed["probs"] = _exchange_columns(regions.probs, old, new)
         if regions.attributes is not None and len(regions):
-            first = regions.attributes[:, 0]
-            other = _draw_others(first, chosen, draws[:, 2], names["attributes"])
-            changed["attributes"] = _exchange_entries(regions.attributes, first, other)
+            kept = regions.attributes.reshape(len(regions), -1)  # a store with one per region may keep them as (R,)
+            other = _draw_others(kept[:, 0], chosen, draws[:, 2], names["attributes"])
+            changed["attributes"] = _exchange_entries(kept, kept[:, 0], other).reshape(regions.attributes.shape)
         return replace(regions, **changed)
 
     return change(
