@@ -91,6 +91,12 @@ def test_the_verdict_is_that_of_the_file_in_words(tmp_path: Path) -> None:
     bound = replace(CLAIM, contrasts={"gain": replace(CLAIM.contrasts["gain"], expected="not below")})
     for claim, found, told in (
         (CLAIM, {"verdict": "disagrees", **above}, "**Disagrees:** the 95 % interval, -0.5 to +1.5, lies below 2."),
+        (
+            CLAIM,
+            {"verdict": "agrees", "low": 0.5, "high": 1.5},
+            "**Agrees:** the 95 % interval, +0.5 to +1.5, lies above 0, but below 2, the smallest difference that "
+            "would matter.",
+        ),
         (bound, {"verdict": "agrees", **above}, "**Agrees:** the 95 % interval, -0.5 to +1.5, lies above -2."),
         (bound, {"verdict": "disagrees", **below}, "**Disagrees:** the 95 % interval, -6.0 to -3.5, lies below -2."),
         (

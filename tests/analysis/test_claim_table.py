@@ -42,6 +42,12 @@ def test_a_row_has_everything(tmp_path: Path) -> None:
     ]
 
 
+def test_a_difference_that_is_too_small_to_matter_is_called_so(tmp_path: Path) -> None:
+    small, large = (describe_contrast(1.0, 1.0, 1.1, low=0.5, high=high) for high in (1.5, 2.5))
+    _, rows = written(tmp_path, [describe_result(contrasts={"gain": contrast}) for contrast in (small, large)])
+    assert [row[5] for row in rows] == ["**agrees**, by less than would matter", "**agrees**"]
+
+
 def test_one_that_was_not_run_has_its_estimate(tmp_path: Path) -> None:
     _, rows = written(tmp_path, [describe_unrun(), describe_unrun(power={"seeds_needed": None, "minutes": None})])
     assert rows[0][0].startswith("vlbert-relation<br>"), "there is no page to link"

@@ -86,6 +86,13 @@ def _values_of(about: Any) -> dict[int, float | None]:
     return {int(seed): as_number(value) for seed, value in as_mapping(as_mapping(about).get("values")).items()}
 
 
+def is_small(contrast: Mapping[str, Any]) -> bool:
+    """Whether a difference that the paper expects was found, and is smaller than would matter."""
+    high = as_number(contrast.get("high"))
+    found = contrast["expected"] == "above" and contrast.get("verdict") == "agrees"
+    return found and high is not None and high < contrast["size"]
+
+
 def _explain_outcome(result: Mapping[str, Any]) -> str:
     """Why the verdict is what it is, in a few words."""
     outcome, contrasts = find_outcome(result), list_contrasts(result)
@@ -107,7 +114,8 @@ def _explain_contrast(contrast: Mapping[str, Any]) -> str:
     verdict = contrast.get("verdict")
     lowest = 0 if contrast["expected"] == "above" else -size
     if verdict == "agrees":
-        return f"the 95 % interval, {interval}, lies above {lowest:g}"
+        small = f", but below {size:g}, the smallest difference that would matter" if is_small(contrast) else ""
+        return f"the 95 % interval, {interval}, lies above {lowest:g}{small}"
     if verdict == "disagrees":
         return f"the 95 % interval, {interval}, lies below {size if contrast['expected'] == 'above' else lowest:g}"
     far = "there is no 95 % interval" if interval == "–" else f"the 95 % interval is {interval}"

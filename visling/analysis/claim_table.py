@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from visling.analysis.claim_page import WORDS, count_seeds, find_outcome, format_interval, list_contrasts
+from visling.analysis.claim_page import WORDS, count_seeds, find_outcome, format_interval, is_small, list_contrasts
 from visling.analysis.page import write_file
 from visling.analysis.run_files import as_mapping, as_number
 from visling.analysis.tables import escape_markdown, render_rows
@@ -92,7 +92,10 @@ def _describe_outcome(result: Mapping[str, Any]) -> str:
         return outcome
     if result.get("size") == "tiny":
         return f"{outcome} (tiny: a test of the machinery)"
-    return f"{outcome} (not finished)" if result.get("status") == "running" else f"**{outcome}**"
+    if result.get("status") == "running":
+        return f"{outcome} (not finished)"
+    small = outcome == "agrees" and any(map(is_small, list_contrasts(result).values()))
+    return f"**{outcome}**{', by less than would matter' if small else ''}"
 
 
 def _describe_seeds(result: Mapping[str, Any]) -> str:
