@@ -137,9 +137,10 @@ class Reproduction:
             power = self.estimate(claim, seeds, None if rest is None else rest / 60)
             begun = not stopped and (power.fits or seeds is not None or budget is None)
             planned = range(seeds or claim.seeds)
-            if all(run.ended for run in plan_runs(claim, planned, self.out, self.worlds)):
+            runs = plan_runs(claim, planned, self.out, self.worlds)
+            if all(read_status(run.folder) == "finished" for run in runs):
                 power = self._read_power(claim) or power
-            elif begun and rest != 0.0:
+            if begun and rest != 0.0 and not all(run.ended for run in runs):
                 stopped = not self._carry_out(claim, planned, power, rest, stream, progress)
             results.append(self.collect(claim, planned, power))
         return results
