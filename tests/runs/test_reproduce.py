@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -268,6 +269,14 @@ def test_a_folder_of_something_else_or_of_another_size_is_refused(out: Path, tmp
     (out / FOLDER_FILE).write_text('{"form')
     with pytest.raises(RunError, match="damaged"):
         Reproduction(out, size="tiny")
+
+
+def test_a_folder_that_another_process_uses_is_refused(out: Path) -> None:
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="is in use"):
+            reproduce(out, CLAIM, seeds=1)
+    assert not (out / "runs").exists()
 
 
 def test_a_share_under_the_name_of_another_is_refused(out: Path) -> None:

@@ -6,6 +6,7 @@ is quick, and a stopped run resumes where it was.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 from visling.errors import RunError
 from visling.scenes.clear_questions import ClearQuestion, choose_questions, describe_answer
-from visling.train.interruption import listen
+from visling.train.interruption import Interruption, listen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +60,24 @@ def run_demo(size_name: str, out: Path, model: str, *, at_least: float | None = 
         KeyboardInterrupt: Ctrl-C was pressed; the same holds.
         RunError: a stage failed, or the full model is not as far above.
     """
+    with end_stages() as interruption:
+        _run_stages(SIZES[size_name], out, model, at_least)
+    if interruption.asked:
+        print("\nThe demo was stopped. Run the same command to continue from here.")
+    if interruption.asked == "interrupted":
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def end_stages() -> Iterator[Interruption]:
+    """Context in which SIGTERM and Ctrl-C are passed on to the stages that run, and their ends are no errors."""
     _children.asked_to_end = False
     with listen(lambda _: _children.end()) as interruption:
         try:
-            _run_stages(SIZES[size_name], out, model, at_least)
+            yield interruption
         except RunError:
             if not interruption.asked:
                 raise
-            print("\nThe demo was stopped. Run the same command to continue from here.")
-    if interruption.asked == "interrupted":
-        raise KeyboardInterrupt
 
 
 def _run_stages(size: Size, out: Path, model: str, at_least: float | None) -> None:
@@ -184,7 +193,7 @@ def stage(title: str, done: bool, *words: object, label: str = "") -> None:
     status = _children.call([sys.executable, "-m", "visling", *command], mark)
     if status:
         raise RunError(
-            f"the demo stopped: `visling {command[0]}` ended with status {status}; see its message above. "
+            f"stopped: `visling {command[0]}` ended with status {status}; see its message above. "
             "Run the same command to continue from here."
         )
     print(f"{mark}({time.monotonic() - started:.0f} s)")
@@ -203,9 +212,7 @@ def ask(question: ClearQuestion, run: Path) -> None:
         return
     ended = subprocess.run([sys.executable, "-m", "visling", *command], stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
-        raise RunError(
-            f"the demo stopped: `visling predict` ended with status {ended.returncode}; see its message above."
-        )
+        raise RunError(f"stopped: `visling predict` ended with status {ended.returncode}; see its message above.")
     answer = json.loads(ended.stdout)
     print(describe_answer(question, answer["top"]))
     if "notice" in answer:

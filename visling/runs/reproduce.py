@@ -24,11 +24,13 @@ from visling import damage, runtime
 from visling.errors import ConfigError, RunError
 from visling.recipes.claim_configs import FEWEST_SEEDS, Claim
 from visling.runs.claim_runs import ClaimRun, PlacedArm, find_world, place_arm, plan_runs
+from visling.runs.demo import end_stages
 from visling.runs.jobs import PlacedTraining, carry_out, read_status
 from visling.runs.verdicts import Verdict, count_seeds, find_interval, join_verdicts, judge, spread
 from visling.runs.worlds import SIZES, Worlds
 from visling.runtime import versions
 from visling.train import log
+from visling.train.claim import hold_alone
 from visling.train.state import RunFolder
 
 FILE = "claim.json"
@@ -122,8 +124,8 @@ class Reproduction:
         Returns:
             Contents of each claim.json.
         Raises:
-            ConfigError, DataError, StoreError, RunError: see their messages; no claim is begun before all have been
-                checked.
+            ConfigError, DataError, StoreError, RunError: see their messages, among them that another process uses the
+                folder; no claim is begun before all have been checked.
         """
         for claim in claims:
             if seeds is not None and seeds < 1:
@@ -132,17 +134,18 @@ class Reproduction:
         self._claim_folder()
         until = None if budget is None else time.monotonic() + 60 * budget
         results, stopped = [], False
-        for claim in claims:
-            rest = None if until is None else max(0.0, until - time.monotonic())
-            power = self.estimate(claim, seeds, None if rest is None else rest / 60)
-            begun = not stopped and (power.fits or seeds is not None or budget is None)
-            planned = range(seeds or claim.seeds)
-            runs = plan_runs(claim, planned, self.out, self.worlds)
-            if all(read_status(run.folder) == "finished" for run in runs):
-                power = self._read_power(claim) or power
-            if begun and rest != 0.0 and not all(run.ended for run in runs):
-                stopped = not self._carry_out(claim, planned, power, rest, stream, progress)
-            results.append(self.collect(claim, planned, power))
+        with hold_alone(self.out):
+            for claim in claims:
+                rest = None if until is None else max(0.0, until - time.monotonic())
+                power = self.estimate(claim, seeds, None if rest is None else rest / 60)
+                begun = not stopped and (power.fits or seeds is not None or budget is None)
+                planned = range(seeds or claim.seeds)
+                runs = plan_runs(claim, planned, self.out, self.worlds)
+                if all(read_status(run.folder) == "finished" for run in runs):
+                    power = self._read_power(claim) or power
+                if begun and rest != 0.0 and not all(run.ended for run in runs):
+                    stopped = not self._carry_out(claim, planned, power, rest, stream, progress)
+                results.append(self.collect(claim, planned, power))
         return results
 
     def collect(self, claim: Claim, planned: Iterable[int], power: Power) -> dict[str, Any]:
@@ -201,8 +204,13 @@ class Reproduction:
         """Prepare the worlds of a claim and carry out its runs; False if it was asked to end, or time was over."""
         begun = time.monotonic()
         names = dict.fromkeys(training.world for arm in claim.arms.values() for training in arm.trainings)
-        for name in (*names, *(arm.measured_in for arm in claim.arms.values() if arm.measured_in)):
-            self.worlds.prepare(find_world(claim, name))
+        with end_stages() as interruption:
+            for name in (*names, *(arm.measured_in for arm in claim.arms.values() if arm.measured_in)):
+                self.worlds.prepare(find_world(claim, name))
+        if interruption.asked == "interrupted":
+            raise KeyboardInterrupt
+        if interruption.asked:
+            return False
         runs = plan_runs(claim, planned, self.out, self.worlds)
 
         def note(run: ClaimRun) -> None:

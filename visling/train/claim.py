@@ -47,18 +47,38 @@ def hold_folder(path: Path, *, resume: bool) -> Iterator[str]:
         refuse_taken(path, resume)
         with explain_failure(path):
             path.mkdir(parents=True, exist_ok=True)
+    try:
+        with hold_alone(path) as note:
+            refuse_taken(path, resume)  # what lies there may have changed before it was held
+            yield note
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def hold_alone(path: Path) -> Iterator[str]:
+    """Hold a folder that exists, whatever it is of: `hold_folder` without its other rules.
+
+    Yields:
+        What `hold_folder` does.
+    Raises:
+        RunError: another process holds it, or it cannot be written to.
+    """
+    place = path.resolve()
+    if place in _held or sys.platform == "win32":
+        yield _held.get(place, (0, ""))[1]
+        return
     handle, note = _lock(path / LOCK)
     _free_in_children()
     _held[place] = handle, note
     try:
-        refuse_taken(path, resume)  # what lies there may have changed before it was held
         yield note
     finally:
         del _held[place]
         with contextlib.suppress(OSError):
             (path / LOCK).unlink()
-            if made:
-                path.rmdir()
         os.close(handle)
 
 
