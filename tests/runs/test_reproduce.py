@@ -248,6 +248,14 @@ def test_the_time_is_over_before_anything_is_begun(out: Path) -> None:
     assert not (out / "runs").exists()
 
 
+def test_what_the_seeds_can_decide_is_said_before_they_run(out: Path) -> None:
+    lines: list[str] = []
+    reproduce(out, replace(CLAIM, spread=4.0), seeds=1, progress=lines.append)
+    assert lines[0].startswith("pre-training: it takes 34 seeds to decide 2 points at a spread of 4.0")
+    assert lines[0].endswith("1 are planned")
+    assert lines[1].startswith("1 of 3: pre-training, with, seed 0")
+
+
 def test_the_spread_of_earlier_seeds_is_used(out: Path) -> None:
     place = Reproduction(out, size="tiny", device="cpu")
     assert place.estimate(CLAIM).spread is None

@@ -153,11 +153,13 @@ def _describe_need(claim: Claim, power: Power, seeds: int | None, jobs: int) -> 
 
 def _describe_result(found: Mapping[str, Any], out: Path) -> str:
     """A claim's verdict and its contrasts."""
+    from visling.runs.verdicts import MOST_SEEDS
+
     claim, power = found["claim"], found["power"]
     if found["status"] == "not run":
         if power["fits"]:
             return f"\n{claim['name']}: not begun, the time is over. The same command continues."
-        needed = power["seeds_needed"] or "more than 1,000"
+        needed = power["seeds_needed"] or f"more than {MOST_SEEDS:,}"
         minutes = power["minutes"] / found["jobs"]
         return (
             f"\n{claim['name']}: not run. To decide it takes {needed} seeds, about {minutes:.0f} minutes, which is "

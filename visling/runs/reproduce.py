@@ -26,7 +26,7 @@ from visling.recipes.claim_configs import FEWEST_SEEDS, Claim
 from visling.runs.claim_runs import ClaimRun, PlacedArm, find_world, place_arm, plan_runs
 from visling.runs.demo import end_stages
 from visling.runs.jobs import PlacedTraining, carry_out, read_status
-from visling.runs.verdicts import Verdict, count_seeds, find_interval, join_verdicts, judge, spread
+from visling.runs.verdicts import MOST_SEEDS, Verdict, count_seeds, find_interval, join_verdicts, judge, spread
 from visling.runs.worlds import SIZES, Worlds
 from visling.runtime import versions
 from visling.train import log
@@ -144,6 +144,8 @@ class Reproduction:
                 if all(read_status(run.folder) == "finished" for run in runs):
                     power = self._read_power(claim) or power
                 if begun and rest != 0.0 and not all(run.ended for run in runs):
+                    if progress is not None:
+                        progress(f"{claim.name}: {_describe_power(claim, power, len(planned))}")
                     stopped = not self._carry_out(claim, planned, power, rest, stream, progress)
                 results.append(self.collect(claim, planned, power))
         return results
@@ -289,6 +291,18 @@ class Reproduction:
 def describe_plan(claim: Claim, power: Power) -> dict[str, Any]:
     """What stands in the table for a claim that has not been run."""
     return {"claim": configs.to_dict(claim), "status": "not run", "power": configs.to_dict(power)}
+
+
+def _describe_power(claim: Claim, power: Power, planned: int) -> str:
+    """What so many seeds can be expected to decide, in a sentence."""
+    size = next(iter(claim.contrasts.values())).size
+    if power.spread is None:
+        return f"how many seeds decide {size:g} points is not known before some have run; {planned} are planned"
+    needed = f"more than {MOST_SEEDS:,}" if power.seeds_needed is None else str(power.seeds_needed)
+    return (
+        f"it takes {needed} seeds to decide {size:g} points at a spread of {power.spread:.1f} ({power.source}); "
+        f"{planned} are planned"
+    )
 
 
 def read_result(out: Path, name: str) -> dict[str, Any] | None:
