@@ -1362,7 +1362,7 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "regions extract", "regions convert", "regions inspect", "regions merge", "regions subset", "regions check",
         "recipes list",
         "recipes show", "pretrain", "finetune", "multitask", "evaluate", "predict", "report", "doctor", "convert",
-        "verify", "catalog", "fetch", "compare", "inspect", "gallery", "serve",
+        "verify", "catalog", "fetch", "compare", "reproduce", "inspect", "gallery", "serve",
         "analysis alignment", "analysis relevance", "analysis heads", "analysis states", "analysis project",
     }  # fmt: skip
 
