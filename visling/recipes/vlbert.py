@@ -158,7 +158,6 @@ def vlbert_scenes_e2e() -> PretrainConfig:
         run,
         recipe="vlbert-scenes-e2e",
         encoder=vlbert_tasks.reading_network(run.encoder),
-        any_features=False,
         extractor=vlbert_tasks.SCENES_EXTRACTOR,
         train=replace(run.train, optim=replace(run.train.optim, lr=vlbert_tasks.SCENES_E2E_RATE)),
     )
