@@ -44,6 +44,7 @@ from visling.runs.evaluate import evaluate
 from visling.runs.examples import open_run, read_run_json
 from visling.tasks.base import list_images
 from visling.train import engine, log
+from visling.train.disk import explain_failure, write_json
 from visling.types import IGNORE, Batch, Example, Targets, TextRow
 
 HIDDEN_SHARE = 0.15
@@ -257,13 +258,9 @@ def _measure_unread(run: Path, known: Mapping[str, Any], place: Path, split: str
     if found is not None:
         return Measured(**found)
     measured = _name_hidden_regions(run, known, split, where)
-    part = file.with_name(f"{file.name}.part")
-    try:
+    with explain_failure(place):
         place.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(asdict(measured)) + "\n", encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise RunError(f"cannot write {file}: {error}. Free space or fix permissions.") from error
+    write_json(file, asdict(measured))
     return measured
 
 

@@ -10,6 +10,7 @@ that two claims that need the same one find it in the same folder:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from visling.recipes.tables import find_finetuning, find_pretraining
 from visling.runs.claim_measures import measure
 from visling.runs.jobs import PlacedTraining, Places, read_status
 from visling.runs.worlds import Worlds
+from visling.train.disk import write_json
 
 MEASURED = "measured.json"
 
@@ -92,7 +94,7 @@ class ClaimRun:
                 device=place.device,
                 random_seed=one.random_seed,
             )
-            _note_measured(self.folder, one.key, asdict(found))
+            write_json(self.folder / MEASURED, {**read_measured(self.folder), one.key: asdict(found)})
         return True
 
 
@@ -184,14 +186,20 @@ def find_verb(recipe: str) -> Literal["pretrain", "finetune"]:
 
 def _identify(training: Training, settings: Sequence[str], world: World, before: str) -> str:
     """Digest of everything but the seed that decides the weights of a run."""
-    config = _list_choices(
-        change_recipe(find_pretraining(training.recipe)(), settings)
-        if find_verb(training.recipe) == "pretrain"
-        else change_recipe(find_finetuning(training.recipe)(), settings)
-    )
-    decisive = {name: value for name, value in config.items() if name not in ("recipe", "paper", "release")}
-    about = {"config": decisive, "world": _list_choices(world), "before": before}
+    config = _describe_config(training.recipe, tuple(settings))
+    about = {"config": config, "world": _list_choices(world), "before": before}
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _describe_config(recipe: str, settings: tuple[str, ...]) -> Any:
+    """What decides the weights in the config of a recipe with changed settings; the same for every seed."""
+    config = _list_choices(
+        change_recipe(find_pretraining(recipe)(), settings)
+        if find_verb(recipe) == "pretrain"
+        else change_recipe(find_finetuning(recipe)(), settings)
+    )
+    return {name: value for name, value in config.items() if name not in ("recipe", "paper", "release")}
 
 
 def _list_choices(config: Any) -> Any:
@@ -217,9 +225,3 @@ def read_measured(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
-
-
-def _note_measured(folder: Path, key: str, value: Mapping[str, Any]) -> None:
-    part = folder / f"{MEASURED}.part"
-    part.write_text(json.dumps({**read_measured(folder), key: value}, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / MEASURED)

@@ -10,7 +10,6 @@ The same command continues what was stopped, and adds seeds.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import time
@@ -31,6 +30,7 @@ from visling.runs.worlds import SIZES, Worlds
 from visling.runtime import versions
 from visling.train import log
 from visling.train.claim import hold_alone
+from visling.train.disk import explain_failure, write_json
 from visling.train.state import RunFolder
 
 FILE = "claim.json"
@@ -185,13 +185,9 @@ class Reproduction:
             "curves": _collect_curves(claim, arms),
         }
         folder = self.out / "claims" / claim.name
-        try:
+        with explain_failure(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _write_json(folder / FILE, found)
-        except OSError as error:
-            raise RunError(
-                f"cannot write to {folder}: {error}. Free space or fix permissions, then repeat the command."
-            ) from error
+        write_json(folder / FILE, found)
         return found
 
     def _carry_out(
@@ -281,11 +277,9 @@ class Reproduction:
         return len(begun) * sum(not run.ended for run in runs) / len(runs) + len(seeds) - len(begun)
 
     def _claim_folder(self) -> None:
-        try:
+        with explain_failure(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            _write_json(self.out / FOLDER_FILE, {"format": FORMAT, "size": self.size})
-        except OSError as error:
-            raise RunError(f"cannot write to {self.out}: {error}. Use another --out.") from error
+        write_json(self.out / FOLDER_FILE, {"format": FORMAT, "size": self.size})
 
 
 def describe_plan(claim: Claim, power: Power) -> dict[str, Any]:
@@ -394,9 +388,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise RunError(f"{path} holds {type(found).__name__}, not what visling reproduce writes. Delete it.")
     return found
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)

@@ -27,6 +27,7 @@ from visling.regions.store import NativeStore
 from visling.runs.demo import finished, stage
 from visling.runs.jobs import Places
 from visling.train.claim import REGIONS
+from visling.train.disk import write_json
 
 SCENES = "scenes"
 FIRST_GQA = 1_000_000_000
@@ -138,8 +139,8 @@ def _write_questions(scenes: Path, name: str, kind: Literal["gqa", "shuffled"]) 
     if files[1].exists():  # written last
         return
     asked, answered = _convert_gqa(scenes) if kind == "gqa" else _shuffle_answers(annotations)
-    _write_whole(files[0], {"data_type": "scenes", "data_subtype": name, "questions": asked})
-    _write_whole(files[1], {"data_type": "scenes", "data_subtype": name, "annotations": answered})
+    write_json(files[0], {"data_type": "scenes", "data_subtype": name, "questions": asked}, indent=None)
+    write_json(files[1], {"data_type": "scenes", "data_subtype": name, "annotations": answered}, indent=None)
 
 
 def _convert_gqa(scenes: Path) -> tuple[list[Any], list[Any]]:
@@ -174,12 +175,6 @@ def _shuffle_answers(annotations: Path) -> tuple[list[Any], list[Any]]:
     return asked["questions"], answered
 
 
-def _write_whole(file: Path, values: Mapping[str, Any]) -> None:
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(values), encoding="utf-8")
-    part.replace(file)
-
-
 def _write_share(annotations: Path, name: str, share: float) -> None:
     """Write `captions_NAME.json`: the captions of the first images of split train.
 
@@ -199,4 +194,4 @@ def _write_share(annotations: Path, name: str, share: float) -> None:
             )
         return
     chosen = [one for one in captions["annotations"] if one["image_id"] in kept]
-    _write_whole(file, {**captions, "images": images, "annotations": chosen})
+    write_json(file, {**captions, "images": images, "annotations": chosen}, indent=None)
